@@ -1,0 +1,50 @@
+# The commands of this project. Everything is installed into .venv of the checkout; nothing else is touched.
+SHELL := /bin/bash
+PYTHON ?= python3
+RUN := .venv/bin/python
+export OMP_NUM_THREADS := 1
+export PYTHONUNBUFFERED := 1
+TESTS ?= tests
+DEMO ?= watch
+NAME ?= spine
+CLUSTER := etcd kube-apiserver kube-controller-manager kube-scheduler kwok
+
+.PHONY: help setup demo kube test lint bench screenshots docs lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+setup:  ## install what the checkout needs into .venv (about 5.8 GB with the default torch, 2 GB with a CPU build)
+	@$(PYTHON) tools/install.py
+
+demo:  ## the main job: a real MoE run, watched live, that survives a GPU fault (DEMO=exit: without a browser)
+	@begun=$$(date +%s.%N); $(PYTHON) tools/install.py && $(if $(filter kube,$(DEMO_BACKEND)),$(PYTHON) tools/kube.py $(CLUSTER) >/dev/null &&) TRIMTAB_SETUP_BEGAN=$$begun $(RUN) -m controlplane.cli.main demo $(if $(filter exit,$(DEMO)),--exit)
+
+kube:  ## build the pinned Kubernetes programs into the cache, once (about ten minutes on 2 cores)
+	@$(PYTHON) tools/kube.py > /dev/null
+
+test: setup kube  ## every test, with the programs that they need
+	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && $(RUN) -m pytest -n 2 --dist loadfile $(TESTS)
+
+lint: setup  ## style, types, import contracts
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@.venv/bin/lint-imports --no-cache
+	@$(RUN) -m mypy
+
+bench:  ## figures, one JSON line each: make bench NAME=spine
+	@$(PYTHON) tools/install.py --requirements requirements/bench.txt
+	@$(if $(filter kube,$(NAME)),$(PYTHON) tools/kube.py $(CLUSTER) > /dev/null)
+	@$(RUN) -m benchmarks.$(NAME) $(ARGS)
+
+screenshots: setup  ## docs/pictures anew, from a real demo
+	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && PYTHONPATH=. $(RUN) tools/screenshots.py
+
+docs:  ## the reference pages and the README's list of files anew
+	@PYTHONPATH=. $(RUN) tools/reference.py && $(RUN) tools/filelist.py
+
+lock:  ## write the pinned requirement files anew
+	@$(PYTHON) tools/lock.py
+
+clean:  ## remove what was installed and made here
+	rm -rf .venv .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,250 @@
+"""Follows the trainers of this node: their rings and heartbeat files under the runtime directory.
+
+Sums the local ranks' counts of a step, since the server sums nodes only, and passes heartbeats on as bytes. A ring
+whose writer is gone is read to its end and let go. Cursors are kept by the caller so that a restarted agent neither
+repeats nor skips records.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agents.probe.ring import RingError, RingMeta, RingReader, RingRecord
+from agents.readings import ExpertRecord, HeartbeatFile, StepRecord
+from agents.rules.evaluate import Attribution
+
+WAIT_FOR_RANKS_S = 1.0
+RATE_WINDOW_S, LONGEST_RATE_WINDOW_S = 4.0, 120.0
+STEPS_IN_RATE_WINDOW = 2.5
+LONGEST_HEARTBEAT = 64 << 10
+
+
+@dataclass
+class _Step:
+    """A step's records as the local ranks bring them."""
+
+    seen_s: float
+    records: dict[int, tuple[RingMeta, RingRecord]] = field(default_factory=dict)
+
+
+@dataclass
+class Swept:
+    """What one look found; `experts` are summed over the node's ranks."""
+
+    experts: list[ExpertRecord] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+
+
+class Folders:
+    """Files by pattern in the folders of a folder, of those folders only that changed since the last look.
+
+    A change within the clock tick of the last look leaves no trace: `forget`, once a second, makes up for it.
+    """
+
+    def __init__(self, root: Path, pattern: str) -> None:
+        self._root, self._pattern = root, pattern
+        self._folders: list[Path] = []
+        self._seen_ns: dict[Path, int] = {}
+
+    def forget(self) -> None:
+        """The next look takes every folder for changed."""
+        self._seen_ns.clear()
+
+    def changed(self) -> list[Path]:
+        """The files of every folder that changed, in order of folder and name."""
+        if self._moved(self._root):
+            self._folders = sorted(path for path in self._root.glob("*") if path.is_dir())
+        return [file for folder in self._folders if self._moved(folder) for file in sorted(folder.glob(self._pattern))]
+
+    def _moved(self, folder: Path) -> bool:
+        try:
+            changed_ns = folder.stat().st_mtime_ns
+        except OSError:
+            return False
+        moved = self._seen_ns.get(folder) != changed_ns
+        self._seen_ns[folder] = changed_ns
+        return moved
+
+
+class RuntimeDirectory:
+    """`runtime_dir/attempts/<attempt>/` holds rings and heartbeats; `cursors` maps a ring's name to records read."""
+
+    def __init__(self, runtime_dir: Path, cursors: dict[str, int] | None = None) -> None:
+        attempts = self._attempts = runtime_dir / "attempts"
+        self.cursors = dict(cursors or {})
+        self._ring_files = Folders(attempts, "ring-rank-*.bin")
+        self._beat_files = Folders(attempts, "heartbeat-rank-*.json")
+        self._rings: dict[Path, RingReader] = {}
+        self._ended: dict[Path, int] = {}
+        """the inode of each ring that is done with or cannot be read: a new file of the name is looked at again"""
+        self._beats: dict[Path, tuple[int, int]] = {}
+        self._steps: dict[tuple[str, int, int], _Step] = {}
+        self._recent: list[float] = []
+        self._step_seconds = 0.0
+        self.missed = 0
+        self._missed_told = 0
+        self.broken: dict[str, str] = {}
+
+    def look_around(self) -> None:
+        """Once a second: makes the next sweep list every folder, and forgets what is no longer there."""
+        self._ring_files.forget()
+        self._beat_files.forget()
+        there = {key for key in self.cursors if (self._attempts / key).parent.exists()}
+        self.cursors = {key: at for key, at in self.cursors.items() if key in there}
+        self._ended = {path: inode for path, inode in self._ended.items() if path.exists()}
+        self._beats = {path: mark for path, mark in self._beats.items() if path.exists()}
+
+    def tell_again(self) -> None:
+        """Takes every heartbeat file for changed: some batches that told of them were lost."""
+        self._beat_files.forget()
+        self._beats.clear()
+
+    def sweep(self, now_s: float) -> Swept:
+        """Everything new since the last call."""
+        swept = Swept()
+        self._open_rings()
+        for path in list(self._rings):
+            self._read_ring(path, now_s, swept)
+        swept.experts += list(self._summed(now_s))
+        return swept
+
+    def heartbeats(self) -> list[HeartbeatFile]:
+        """Heartbeat files that changed since the last call."""
+        found = []
+        for path in self._beat_files.changed():
+            try:
+                stat = path.stat()
+                mark = (stat.st_mtime_ns, stat.st_ino)
+                if self._beats.get(path) == mark or stat.st_size > LONGEST_HEARTBEAT:
+                    continue
+                body = path.read_bytes()
+            except OSError:
+                continue
+            self._beats[path] = mark
+            found.append(HeartbeatFile(f"{path.parent.name}/{path.name}", stat.st_mtime, len(body), body))
+        return found
+
+    def step_rate(self, now_s: float) -> float | None:
+        """Steps a second, all ranks together, over a few of their steps; None when no trainer lives here."""
+        wanted = STEPS_IN_RATE_WINDOW * self._step_seconds
+        window_s = min(max(wanted, RATE_WINDOW_S), LONGEST_RATE_WINDOW_S)
+        self._recent = [at for at in self._recent if at > now_s - window_s]
+        return len(self._recent) / window_s if self._rings else None
+
+    def attribution(self) -> Attribution:
+        """The run whose rank lives on this node, the newest if there are several."""
+        metas = [reader.meta for reader in self._rings.values() if reader.written_by_living]
+        if not metas:
+            return Attribution()
+        newest = max(metas, key=lambda meta: (meta.attempt_no, -meta.rank))
+        return Attribution(newest.run_id, newest.attempt_no, newest.rank)
+
+    def _open_rings(self) -> None:
+        for path in self._ring_files.changed():
+            try:
+                inode = path.stat().st_ino
+                known = self._rings.get(path)
+                if self._ended.get(path) == inode or (known is not None and known.inode == inode):
+                    continue
+                reader = RingReader(path)
+            except OSError:
+                continue
+            except RingError as error:
+                self.broken[path.name] = str(error)
+                self._ended[path] = inode
+                continue
+            if known is not None:
+                known.close()
+            reader.next = self.cursors.get(self._key(path, reader.meta), 0)
+            self._rings[path] = reader
+
+    @staticmethod
+    def _key(path: Path, meta: RingMeta) -> str:
+        return f"{path.parent.name}/{path.name}/{meta.created_ns}"
+
+    def _read_ring(self, path: Path, now_s: float, swept: Swept) -> None:
+        reader = self._rings[path]
+        alive = reader.written_by_living
+        meta, missed = reader.meta, reader.missed
+        try:
+            for record in reader.read():
+                self._recent.append(now_s)
+                if record.step_seconds > 0:
+                    self._step_seconds = record.step_seconds
+                step = self._steps.setdefault((meta.run_id, meta.attempt_no, record.step), _Step(now_s))
+                step.records[meta.rank] = meta, record
+                swept.steps.append(self._step_record(meta, record))
+        except RingError as error:
+            self.broken[path.name], alive = str(error), False
+        self.missed += reader.missed - missed
+        self.cursors[self._key(path, meta)] = reader.next
+        if not alive:
+            self._ended[path] = reader.inode
+            reader.close()
+            del self._rings[path]
+
+    @staticmethod
+    def _step_record(meta: RingMeta, record: RingRecord) -> StepRecord:
+        return StepRecord(
+            run_id=meta.run_id,
+            attempt_no=meta.attempt_no,
+            epoch=meta.epoch,
+            rank=meta.rank,
+            step=record.step,
+            at_s=record.at_s,
+            loss=record.loss,
+            grad_norm=record.grad_norm,
+            step_seconds=record.step_seconds,
+            tokens=record.tokens,
+            learning_rate=record.learning_rate,
+            data_position=record.data_position,
+        )
+
+    def _summed(self, now_s: float) -> Iterator[ExpertRecord]:
+        """Steps for which every local rank of the attempt has spoken, or that waited long enough."""
+        metas = [reader.meta for reader in self._rings.values()]
+        rings = Counter((meta.run_id, meta.attempt_no) for meta in metas)
+        worlds = {(meta.run_id, meta.attempt_no): meta.local_world for meta in metas}
+        for step_key in sorted(self._steps):
+            attempt, step, waiting = step_key[:2], step_key[2], self._steps[step_key]
+            wanted = max(rings[attempt], worlds.get(attempt, 1))
+            if len(waiting.records) < wanted and now_s - waiting.seen_s < WAIT_FOR_RANKS_S:
+                continue
+            del self._steps[step_key]
+            yield self._expert_record(step, waiting.records)
+
+    def _expert_record(self, step: int, found: dict[int, tuple[RingMeta, RingRecord]]) -> ExpertRecord:
+        """The sum over ranks of one shape, the lowest rank's: a stage of a pipeline has layers of its own."""
+        meta = found[min(found)][0]
+        records = [record for other, record in found.values() if other.array_bytes == meta.array_bytes]
+        dropped, self._missed_told = self.missed - self._missed_told, self.missed
+        return ExpertRecord(
+            run_id=meta.run_id,
+            attempt_no=meta.attempt_no,
+            epoch=meta.epoch,
+            step=step,
+            at_s=max(record.at_s for record in records),
+            ranks=len(records),
+            layers=meta.layers,
+            slots=meta.slots,
+            experts=meta.experts,
+            top_k=meta.top_k,
+            tokens=sum(record.routed for record in records),
+            dropped=dropped,
+            counts=array("I", summed([record.counts for record in records])),
+            bias=array("f", found[min(found)][1].bias),
+        )
+
+
+def summed(counts: list[bytes]) -> bytes:
+    """Adds uint32 arrays elementwise as single large integers: no sum of a step's tokens reaches 2^32, so no element
+    carries into the next. Native little-endian, as the ring is."""
+    if len(counts) == 1:
+        return counts[0]
+    size = len(counts[0])
+    total = sum(int.from_bytes(part, "little") for part in counts)
+    return total.to_bytes(size + 8, "little")[:size]

@@ -1,0 +1,110 @@
+"""The probe in the training process: one record an optimizer step, written into the ring, and a tap for the agent.
+
+It never waits for anybody and never raises into a training loop: what cannot be recorded is counted, and said once in
+the trainer's log. What it is not: a place for statistics; counts leave the process as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agents.probe.ring import RingError, RingMeta, RingWriter
+from agents.probe.wake import Waker
+
+log = logging.getLogger("trimtab.probe")
+
+
+def _meta(env: Mapping[str, str], layers: int, slots: int, experts: int, top_k: int) -> RingMeta:
+    return RingMeta(
+        run_id=env.get("TRIMTAB_RUN_ID", "local"),
+        attempt_no=int(env.get("TRIMTAB_ATTEMPT", "1")),
+        epoch=int(env.get("TRIMTAB_EPOCH", "1")),
+        rank=int(env.get("RANK", "0")),
+        world=int(env.get("WORLD_SIZE", "1")),
+        layers=layers,
+        slots=slots,
+        experts=experts,
+        top_k=top_k,
+        pid=os.getpid(),
+        local_world=int(env.get("LOCAL_WORLD_SIZE", "1")),
+        created_ns=time.time_ns(),
+    )
+
+
+class Probe:
+    """Writes already counted loads: counts uint32 and biases float32, both [layers, slots], C-contiguous, in anything
+    that offers the buffer protocol (a NumPy array; a CPU tensor's `.numpy()`).
+
+    Without TRIMTAB_HEARTBEAT_DIR it does nothing, so a trainer may keep the call in every run; the same if the ring
+    cannot be made there. `dropped` counts the steps that could not be recorded.
+    """
+
+    def __init__(
+        self, *, layers: int, slots: int, experts: int, top_k: int, env: Mapping[str, str] | None = None
+    ) -> None:
+        values = os.environ if env is None else env
+        self.dropped = 0
+        self._ring: RingWriter | None = None
+        self._waker: Waker | None = None
+        directory = values.get("TRIMTAB_HEARTBEAT_DIR")
+        if not directory:
+            return
+        folder = Path(directory)
+        try:
+            meta = _meta(values, layers, slots, experts, top_k)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._ring = RingWriter(folder / f"ring-rank-{meta.rank}.bin", meta)
+            # runtime directory/attempts/attempt name: the agent listens at the top
+            self._waker = Waker(folder.parent.parent)
+        except (OSError, ValueError, RingError) as error:
+            log.warning("expert loads are not recorded, there is no ring: %s", error)
+
+    @property
+    def active(self) -> bool:
+        """Whether records go anywhere."""
+        return self._ring is not None
+
+    def write(
+        self,
+        step: int,
+        counts: Any,
+        bias: Any,
+        *,
+        routed: int = 0,
+        loss: float = float("nan"),
+        grad_norm: float = float("nan"),
+        step_seconds: float = float("nan"),
+        learning_rate: float = float("nan"),
+        tokens: int = 0,
+        data_position: int = 0,
+    ) -> None:
+        """One step. `routed` is the number of tokens that each layer routed on this rank (top-k counted once)."""
+        if self._ring is None:
+            return
+        values = (step, time.time(), loss, grad_norm, step_seconds, learning_rate, tokens, data_position, routed)
+        try:
+            self._ring.write(values, counts, bias)
+        except (TypeError, ValueError, struct.error) as error:
+            self.drop(step, error)
+        if self._waker is not None:
+            self._waker.wake()
+
+    def drop(self, step: int, error: Exception) -> None:
+        """Counts a step that could not be recorded; the first one is said."""
+        self.dropped += 1
+        if self.dropped == 1:
+            log.warning("step %s is not recorded, nor may later ones be: %s", step, error)
+
+    def close(self) -> None:
+        """Lets go of the ring; the agent reads what is left."""
+        if self._ring is not None:
+            self._ring.close()
+        if self._waker is not None:
+            self._waker.close()
+        self._ring = self._waker = None

@@ -1,0 +1,210 @@
+"""A ring of fixed slots in a memory-mapped file: the trainer writes, the node agent reads, neither waits for the other.
+
+Each slot carries a sequence word (a seqlock): odd while it is being written, 2 * (n + 1) once record n is whole. A
+reader copies a slot that was whole and takes the copy only if the word is still the same after it. When the reader is
+slow or gone the writer goes round and the reader counts what it missed. The writer holds an exclusive flock on the file
+for as long as its process lives, so a reader knows a dead trainer from a slow one without trusting a process id, which
+may belong to another namespace or be in use again. Standard library only; one writer a file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"TTRING1\n"
+PAGE = 4096
+SLOTS = 64
+_HEAD = struct.Struct("<8sIIQ")  # magic, slots, slot bytes, records written
+_WRITTEN = struct.Struct("<Q")
+_WRITTEN_AT = 16
+_LENGTH = struct.Struct("<I")
+_META_AT = 64
+_SEQUENCE = struct.Struct("<Q")
+# sequence, step, wall s, loss, gradient norm, seconds, learning rate, tokens, data position, routed tokens a layer
+RECORD = struct.Struct("<QqdddddqqQ")
+
+
+class RingError(Exception):
+    """A file that is not a ring, or not of this version."""
+
+
+@dataclass(frozen=True)
+class RingMeta:
+    """Whose records a ring holds, and their shape. `created_ns` tells a ring from a later one of the same name."""
+
+    run_id: str
+    attempt_no: int
+    epoch: int
+    rank: int
+    world: int
+    layers: int
+    slots: int
+    experts: int
+    top_k: int
+    pid: int
+    local_world: int = 1
+    created_ns: int = 0
+
+    @property
+    def array_bytes(self) -> int:
+        """Of counts or of biases: four bytes each."""
+        return self.layers * self.slots * 4
+
+
+@dataclass(frozen=True, slots=True)
+class RingRecord:
+    """One optimizer step as the trainer wrote it; counts are uint32 and biases float32 bytes of [layers, slots]."""
+
+    step: int
+    at_s: float
+    loss: float
+    grad_norm: float
+    step_seconds: float
+    learning_rate: float
+    tokens: int
+    data_position: int
+    routed: int
+    counts: bytes
+    bias: bytes
+
+
+class RingWriter:
+    """Makes the file and writes records into it. `write` costs one pack and two copies; it never blocks.
+
+    Raises OSError where the file cannot be made: its room is taken from the disk here, because a full disk under a
+    mapping would otherwise end the trainer with a bus error later. The directory belongs on a file system in memory
+    (/run, /dev/shm): on a disk's, the kernel may make a write wait for its journal.
+    """
+
+    def __init__(self, path: Path, meta: RingMeta, slots: int = SLOTS) -> None:
+        self.meta, self.slots = meta, slots
+        self.array_bytes = meta.array_bytes
+        self.slot_bytes = (RECORD.size + 2 * self.array_bytes + 63) // 64 * 64
+        text = json.dumps(asdict(meta)).encode()
+        if len(text) > PAGE - _META_AT - _LENGTH.size:
+            raise RingError("the ring's description does not fit its page")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("w+b") as file:
+            os.posix_fallocate(file.fileno(), 0, PAGE + slots * self.slot_bytes)
+            fcntl.flock(file, fcntl.LOCK_EX)  # on the open file, which the mapping keeps open
+            self._map = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        self._map[: _HEAD.size] = _HEAD.pack(MAGIC, slots, self.slot_bytes, 0)
+        self._map[_META_AT : _META_AT + _LENGTH.size + len(text)] = _LENGTH.pack(len(text)) + text
+        temporary.replace(path)
+        self._view = memoryview(self._map)
+        self.written = 0
+
+    def write(self, values: tuple[Any, ...], counts: Any, bias: Any) -> None:
+        """Writes one record. `values` are RECORD's fields after the sequence; counts and bias offer the buffer protocol
+        with exactly `array_bytes` bytes each, C-contiguous; anything else is a TypeError, ValueError or struct.error
+        and leaves a slot that no reader takes."""
+        number, view = self.written, self._view
+        at = PAGE + (number % self.slots) * self.slot_bytes
+        _SEQUENCE.pack_into(view, at, 2 * number + 1)
+        RECORD.pack_into(view, at, 2 * number + 1, *values)
+        start = at + RECORD.size
+        view[start : start + self.array_bytes] = memoryview(counts).cast("B")
+        view[start + self.array_bytes : start + 2 * self.array_bytes] = memoryview(bias).cast("B")
+        _SEQUENCE.pack_into(view, at, 2 * number + 2)
+        self.written = number + 1
+        _WRITTEN.pack_into(view, _WRITTEN_AT, self.written)
+
+    def close(self) -> None:
+        """Lets go of the mapping and with it of the lock; the file stays for the reader."""
+        self._view.release()
+        self._map.close()
+
+
+class RingReader:
+    """Reads what is new since the last call. `missed` counts records that were overwritten before they were read.
+
+    It reads with pread, not through a mapping: a file that somebody cuts short is then an error and not a bus error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = -1
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._read_head(path.name)
+            self.inode = os.fstat(self._file).st_ino
+        except (OSError, ValueError, TypeError, struct.error) as error:
+            raise RingError(f"{path.name} cannot be read as a ring: {error}") from error
+        self.next = 0
+        self.missed = 0
+
+    def _read_head(self, name: str) -> None:
+        page = self._at(0, PAGE)
+        magic, self.slots, self.slot_bytes, _ = _HEAD.unpack_from(page)
+        if magic != MAGIC:
+            raise RingError(f"{name} is not a ring of this version")
+        (length,) = _LENGTH.unpack_from(page, _META_AT)
+        self.meta = RingMeta(**json.loads(page[_META_AT + _LENGTH.size :][:length]))
+        shape = (self.meta.layers, self.meta.slots, self.meta.experts, self.meta.top_k)
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            raise RingError(f"{name} holds records of an impossible shape {shape}")
+        self.array_bytes = self.meta.array_bytes
+        size = os.fstat(self._file).st_size
+        if self.slot_bytes < RECORD.size + 2 * self.array_bytes or size < PAGE + self.slots * self.slot_bytes:
+            raise RingError(f"{name} is shorter than it says")
+        if self.slots < 1:
+            raise RingError(f"{name} has no slots")
+
+    def _at(self, offset: int, size: int) -> bytes:
+        return os.pread(self._file, size, offset)
+
+    @property
+    def written_by_living(self) -> bool:
+        """Whether the writer's process still holds the file; ask before `read`, or its last record may be lost."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        return False
+
+    def read(self) -> Iterator[RingRecord]:
+        """Whole records in order; a record that changes under the copy is counted as missed, never returned torn.
+        Raises RingError if the file was cut short."""
+        word = self._at(_WRITTEN_AT, _WRITTEN.size)
+        if len(word) < _WRITTEN.size:
+            raise RingError("the ring was cut short")
+        (written,) = _WRITTEN.unpack(word)
+        if written - self.next > self.slots:
+            self.missed += written - self.slots - self.next
+            self.next = written - self.slots
+        while self.next < written:
+            record = self._take(self.next)
+            self.next += 1
+            if record is None:
+                self.missed += 1
+            else:
+                yield record
+
+    def _take(self, number: int) -> RingRecord | None:
+        at = PAGE + (number % self.slots) * self.slot_bytes
+        body = self._at(at, RECORD.size + 2 * self.array_bytes)
+        # the record was whole before the copy began and its word only grows, so the word after the copy settles it
+        after = self._at(at, _SEQUENCE.size)
+        if after != _SEQUENCE.pack(2 * number + 2) or len(body) < RECORD.size + 2 * self.array_bytes:
+            return None
+        _, step, at_s, loss, norm, seconds, rate, tokens, position, routed = RECORD.unpack_from(body)
+        start = RECORD.size
+        counts, bias = body[start : start + self.array_bytes], body[start + self.array_bytes :]
+        return RingRecord(step, at_s, loss, norm, seconds, rate, tokens, position, routed, counts, bias)
+
+    def close(self) -> None:
+        """Lets go of the file; nothing can be read after it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        self.close()

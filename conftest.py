@@ -1,0 +1,39 @@
+"""What holds for every test of the house: a skip is either expected, with its reason listed, or a failure in CI."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+EXPECTED = Path(__file__).parent / "tests" / "expected_skips.txt"
+_unexpected: list[str] = []
+
+
+def _expected_reasons() -> list[str]:
+    lines = EXPECTED.read_text().splitlines() if EXPECTED.exists() else []
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collects each skip whose reason no line of tests/expected_skips.txt explains."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(expected in reason for expected in _expected_reasons()):
+        _unexpected.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI an unexpected skip fails the run."""
+    if _unexpected and os.environ.get("CI") and exitstatus == 0 and not hasattr(session.config, "workerinput"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names the unexpected skips at the end of the run."""
+    if _unexpected:
+        terminalreporter.section("skips that nobody expected")
+        for line in _unexpected:
+            terminalreporter.line(line)

@@ -1,0 +1,145 @@
+"""The HTTP application: routers under /api/v1, health outside of it, problem documents and request ids everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.middleware.base import RequestResponseEndpoint
+
+from controlplane import metrics
+from controlplane.api import described, problems, routes_fleet, routes_people, routes_runs
+from controlplane.api.access import Viewer
+from controlplane.api.context import Context, RoundsSeen
+from controlplane.ids import uuid7
+from controlplane.metrics import ServerState
+from controlplane.store import incidents, nodes, runs
+from controlplane.store.engine import StoreUnavailable
+
+PREFIX = "/api/v1"
+OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/api/v1/session/open"})
+"""What a caller without a token may reach; a test compares this with the built application."""
+STALE_LOOP_S = 60.0
+
+
+def routed() -> FastAPI:
+    """The application without a server behind it: routes, refusals and the document that describes them."""
+    # its own routes for the document and its pages ask for no token
+    app = FastAPI(title="Trimtab", version="0.1.0", docs_url=None, redoc_url=None, openapi_url=None)
+    problems.install(app)
+    for module in (routes_runs, routes_fleet, routes_people):
+        app.include_router(module.router, prefix=PREFIX)
+
+    @app.get(f"{PREFIX}/openapi.json", tags=["people"])
+    def document(_caller: Viewer) -> dict[str, Any]:
+        """This API, as OpenAPI."""
+        return app.openapi()
+
+    routes = [(PREFIX, module.router.routes) for module in (routes_runs, routes_fleet, routes_people)]
+    app.openapi = lambda: described.document(app, [*routes, ("", app.routes)], OPEN)  # type: ignore[method-assign]
+    return app
+
+
+def create_app(context: Context) -> FastAPI:
+    """The application over one server's parts."""
+    app = routed()
+    app.state.context = context
+    app.state.identities = {}
+    _health(app, context)
+
+    @app.middleware("http")
+    async def mark(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        request.state.request_id = uuid7(context.clock.now())
+        response = await call_next(request)
+        response.headers["X-Request-Id"] = request.state.request_id
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    return app
+
+
+def _health(app: FastAPI, context: Context) -> None:
+    @app.get("/healthz", include_in_schema=False)
+    def healthz() -> dict[str, str]:
+        """The process answers. It never looks at the database: a lost database must restart nobody."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", include_in_schema=False)
+    def readyz() -> JSONResponse:
+        """Whether the store answers with the right schema, batches are written and, on the leader, loops are fresh."""
+        lacking = _not_ready(context)
+        return JSONResponse({"ready": not lacking, "lacking": lacking}, 200 if not lacking else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    def scrape() -> Response:
+        return Response(
+            metrics.exposition(lambda: server_state(context)), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+
+def _not_ready(context: Context) -> list[str]:
+    lacking = []
+    try:
+        context.store.check()
+    except Exception as error:  # whatever is wrong with the store is the answer, not a failure of asking
+        lacking.append(f"store: {error}")
+    if trouble := context.ingest.trouble():
+        lacking.append(f"ingest: {trouble}")
+    if context.leadership.epoch is not None:
+        lacking += _stale_loops(context)
+    return lacking
+
+
+def _stale_loops(context: Context) -> list[str]:
+    """The loops without a good round for too long, counted from their beginning while there was none."""
+    now, found = context.clock.monotonic(), []
+    for name, loop in context.loops.items():
+        finished, started = loop.state.finished_s, loop.state.started_s
+        since = finished if finished is not None else started
+        if since is not None and now - since > STALE_LOOP_S + loop.interval_s:
+            words = (
+                f"last good round {now - since:.0f} s ago"
+                if finished is not None
+                else f"no good round in {now - since:.0f} s"
+            )
+            found.append(f"loop {name}: {words}")
+    return found
+
+
+def server_state(context: Context) -> ServerState:
+    """What /metrics shows; what the store cannot tell right now is left out."""
+    counters = context.ingest.counters
+    now = context.clock.monotonic()
+    state: dict[str, dict[str, int]] = {"runs": {}, "incidents": {}, "nodes": {}}
+    try:
+        with context.store.read() as session:
+            state["runs"] = runs.counted(session)
+            for incident in incidents.unclosed(session):
+                state["incidents"][incident.state] = state["incidents"].get(incident.state, 0) + 1
+            for node in nodes.listed(session):
+                state["nodes"][node.state] = state["nodes"].get(node.state, 0) + 1
+    except StoreUnavailable:
+        state = {"runs": {}, "incidents": {}, "nodes": {}}
+    return ServerState(
+        leader=context.leadership.epoch is not None,
+        counters={
+            "batches": counters.batches,
+            "replayed_batches": counters.replays,
+            "refused_batches": counters.refused_batches,
+            "samples": counters.samples,
+            "transactions": counters.transactions,
+            "failed_transactions": counters.failed_transactions,
+            "expert_steps": counters.expert_steps,
+        },
+        refused_records=dict(counters.refused_records),
+        runs=state["runs"],
+        incidents=state["incidents"],
+        nodes=state["nodes"],
+        loops={name: _loop(loop.state, now) for name, loop in context.loops.items()},
+    )
+
+
+def _loop(state: RoundsSeen, now: float) -> tuple[int, int, float | None, float | None]:
+    age = None if state.finished_s is None else now - state.finished_s
+    return state.runs, state.failures, age, state.seconds

@@ -1,0 +1,346 @@
+"""Attempts as Kubernetes Jobs: the backend that the controller sees.
+
+Two kinds of looking. A reflector's copy of Jobs and pods answers each round for nothing, as long as it says that all is
+well. Whatever would end an attempt (gone, failed, succeeded, fenced) is asked of the API server itself before it is
+said: a copy may be old, and a conclusion is for ever. A copy that nobody refreshed is `unknown`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from urllib.parse import quote
+
+import structlog
+
+from controlplane.backends.base import (
+    AttemptPlan,
+    BackendUnavailable,
+    Handle,
+    NodeCapacity,
+    NodeChange,
+    NodeStatus,
+    Observation,
+    Quarantine,
+    StopMode,
+    SubmitConflict,
+)
+from controlplane.backends.kube import manifests
+from controlplane.backends.kube.api import AlreadyExists, Conflict, Forbidden, Invalid, Json, KubeApi, NotFound, Refused
+from controlplane.backends.kube.nodes import NodeActuator, status_of
+from controlplane.backends.kube.options import GPU_RESOURCE, KubeOptions
+from controlplane.backends.kube.pods import holds_gpus, index_of, member_of, node_of, pod_over, slim
+from controlplane.backends.kube.reflector import Reflector
+from controlplane.clock import Clock
+
+_log = structlog.get_logger()
+STALE_S = 90.0
+"""a watch with bookmarks says something each minute"""
+STUCK_S = 10.0
+KILL_GRACE_S = 1
+"""never 0: that only forgets the pod, while its processes may run on"""
+
+
+class KubeBackend:
+    """One namespace of one cluster. `start` the copies, `stop` them."""
+
+    name = "kube"
+    pins_nodes = False
+    """the scheduler places; a plan's nodes are what it must not be given"""
+
+    def __init__(self, api: KubeApi, options: KubeOptions, clock: Clock, *, marks_nodes: bool = False) -> None:
+        self._api, self.options, self._clock = api, options, clock
+        self._actuator = NodeActuator(api) if marks_nodes else None
+        space = quote(options.namespace)
+        self._jobs_path = f"/apis/batch/v1/namespaces/{space}/jobs"
+        self._pods_path = f"/api/v1/namespaces/{space}/pods"
+        self._services_path = f"/api/v1/namespaces/{space}/services"
+        ours = "app.kubernetes.io/managed-by=trimtab"
+        self.jobs = Reflector(api, self._jobs_path, clock, selector=ours)
+        self.pods = Reflector(api, self._pods_path, clock, selector=ours, keep=slim)
+        self.nodes = Reflector(api, "/api/v1/nodes", clock, keep=_slim_node)
+
+    def start(self) -> None:
+        """Begins to keep the copies."""
+        for copy in (self.jobs, self.pods, self.nodes):
+            copy.start()
+
+    def stop_watching(self) -> None:
+        """Ends the copies."""
+        for copy in (self.jobs, self.pods, self.nodes):
+            copy.stop()
+
+    # --- submit ---
+
+    def submit(self, plan: AttemptPlan) -> Handle:
+        """Job, Service, then the Job is let go; each step finds out what an earlier try already did."""
+        try:
+            found, adopted = self._job(plan)
+            uid = str(found["metadata"]["uid"])
+            try:
+                self._api.create(self._services_path, manifests.service(plan, self.options, uid))
+            except AlreadyExists:
+                self._check_service(plan, uid)
+            if found["spec"].get("suspend") and not manifests.queue_of(plan, self.options):
+                self._let_go(plan, uid)
+        except (Forbidden, Invalid) as error:
+            raise SubmitConflict(str(error)) from error
+        except Refused as error:
+            raise BackendUnavailable(str(error)) from error
+        return Handle(plan.name, uid, adopted)
+
+    def _job(self, plan: AttemptPlan) -> tuple[Json, bool]:
+        try:
+            return self._api.create(self._jobs_path, manifests.job(plan, self.options)), False
+        except AlreadyExists:
+            found = self._api.get(f"{self._jobs_path}/{plan.name}")
+        marks = found["metadata"].get("labels") or {}
+        written = (found["metadata"].get("annotations") or {}).get(manifests.SPEC)
+        if (marks.get(manifests.RUN), marks.get(manifests.ATTEMPT), written) != (
+            plan.run_uid,
+            str(plan.attempt_no),
+            plan.spec_hash,
+        ):
+            raise SubmitConflict(f"a Job {plan.name} exists in {self.options.namespace} and is not this attempt")
+        return found, True
+
+    def _check_service(self, plan: AttemptPlan, job_uid: str) -> None:
+        found = self._api.get(f"{self._services_path}/{plan.name}")
+        owners = [one.get("uid") for one in found["metadata"].get("ownerReferences") or ()]
+        if job_uid not in owners:
+            raise SubmitConflict(f"a Service {plan.name} exists in {self.options.namespace} and is not this attempt's")
+
+    def _let_go(self, plan: AttemptPlan, uid: str) -> None:
+        """Unsuspends the very Job that was made or adopted."""
+        steps: list[Json] = [
+            {"op": "test", "path": "/metadata/uid", "value": uid},
+            {"op": "replace", "path": "/spec/suspend", "value": False},
+        ]
+        self._api.patch(f"{self._jobs_path}/{plan.name}", steps, kind="json")
+
+    def dry_run(self, plan: AttemptPlan) -> list[str]:
+        """What the API server would refuse of this plan, in its own words; nothing is made."""
+        refused = []
+        for path, body in (
+            (self._jobs_path, manifests.job(plan, self.options)),
+            (self._services_path, manifests.service(plan, self.options, "00000000-0000-0000-0000-000000000000")),
+        ):
+            try:
+                self._api.create(path, body, dry_run=True)
+            except AlreadyExists:
+                continue
+            except Refused as error:
+                refused.append(f"{body['kind']}: {error.message}")
+        return refused
+
+    # --- observe ---
+
+    def observe(self, names: Sequence[str], now: float) -> dict[str, Observation]:
+        """From the copies while they say that all is well, else from the API server itself."""
+        age_s = max(self.jobs.age_s, self.pods.age_s)
+        return {name: self._look(name, now, age_s) for name in names}
+
+    def _look(self, name: str, now: float, age_s: float) -> Observation:
+        if age_s <= STALE_S:
+            job = self.jobs.get(name, self.options.namespace)
+            if job is not None:
+                seen = self.mark_stuck(_judged(name, job, self.copied_pods(name), now))
+                if seen.state in ("pending", "running"):
+                    return seen
+        try:
+            return self._look_again(name, now)
+        except BackendUnavailable as error:
+            return Observation(name, "unknown", now, reason=str(error))
+
+    def _look_again(self, name: str, now: float) -> Observation:
+        """A fresh read. Pods that have left since are remembered by the copy of them."""
+        try:
+            job = self._api.get(f"{self._jobs_path}/{name}")
+            pods = self.read_pods(name)
+        except NotFound:
+            return Observation(name, "absent", now)
+        except Refused as error:
+            return Observation(name, "unknown", now, reason=str(error))
+        there = {index_of(pod) for pod in pods}
+        left = [pod for pod in self.copied_pods(name) if index_of(pod) not in there]
+        return self.mark_stuck(_judged(name, job, [*pods, *left], now))
+
+    def mark_stuck(self, seen: Observation) -> Observation:
+        """Members past their grace on a node whose kubelet is silent: deleting them again would change nothing."""
+        if self.nodes.age_s > STALE_S or not any(
+            member.overdue_s(seen.observed_s) > STUCK_S for member in seen.members
+        ):
+            return seen
+        marked = (
+            replace(member, stuck=True)
+            if member.overdue_s(seen.observed_s) > STUCK_S and not ready(self.nodes.get(member.node) or {})
+            else member
+            for member in seen.members
+        )
+        return replace(seen, members=tuple(marked))
+
+    def copied_pods(self, name: str) -> list[Json]:
+        """An attempt's pods in the copy."""
+        return [pod for pod in self.pods.objects().values() if pod["metadata"]["labels"].get(manifests.NAME) == name]
+
+    def read_pods(self, name: str) -> list[Json]:
+        """An attempt's pods, asked of the API server; raises its refusals."""
+        found: list[Json] = []
+        token = ""
+        while True:
+            page = self._api.get(
+                self._pods_path, labelSelector=manifests.selector(name), limit=500, **{"continue": token}
+            )
+            found += page["items"]
+            token = str(page["metadata"].get("continue") or "")
+            if not token:
+                return found
+
+    # --- stop, fence ---
+
+    def stop(self, name: str, *, mode: StopMode) -> None:
+        """SIGTERM and the time to save (`terminate`), or one second (`kill`). The Job stays as the record of it."""
+        grace_s = KILL_GRACE_S if mode == "kill" else None
+        try:
+            self._api.delete_all(self._pods_path, manifests.selector(name), grace_s=grace_s)
+            self._api.patch(f"{self._jobs_path}/{name}", {"spec": {"activeDeadlineSeconds": 1}}, kind="merge")
+        except NotFound:
+            return
+        except Refused as error:
+            raise BackendUnavailable(str(error)) from error
+
+    def fenced(self, name: str) -> bool:
+        """Whether every pod is over or gone, or on a node that is out of service. Asked of the API server."""
+        try:
+            pods = self.read_pods(name)
+            job: Json | None = self._api.get(f"{self._jobs_path}/{name}")
+        except NotFound:
+            job = None
+        except Refused as error:
+            raise BackendUnavailable(str(error)) from error
+        over = job is None or _ended(job) is not None or bool(job["spec"].get("suspend"))
+        return over and all(pod_over(pod) or self.out_of_service(node_of(pod)) for pod in pods)
+
+    def out_of_service(self, node: str) -> bool:
+        """Whether somebody said of a node that it is off: what ran there cannot write."""
+        found = self.nodes.get(node) if node else None
+        taints = ((found or {}).get("spec") or {}).get("taints") or ()
+        return any(taint.get("key") == "node.kubernetes.io/out-of-service" for taint in taints)
+
+    # --- capacity, logs ---
+
+    def capacity(self, nodes: Sequence[str]) -> list[NodeCapacity]:
+        """Ready nodes that may be scheduled on; free are those on which no pod holds a GPU."""
+        if self.nodes.age_s > STALE_S or self.pods.age_s > STALE_S:
+            raise BackendUnavailable(f"the copy of the cluster's nodes is {self.nodes.age_s:.0f} s old")
+        busy = {node_of(pod) for pod in self.pods.objects().values() if not pod_over(pod) and holds_gpus(pod)}
+        found = []
+        for name in nodes:
+            node = self.nodes.get(name)
+            if node is not None and usable(node):
+                found.append(NodeCapacity(name, name not in busy))
+        return found
+
+    def mark_nodes(self, wanted: Mapping[str, Quarantine | None]) -> list[NodeChange]:
+        """Cordons, taints and their lifting, where the installation lets us; needs a copy that is not old."""
+        if self._actuator is None or self.nodes.age_s > STALE_S:
+            return []
+        seen = {name: node for name in wanted if (node := self.nodes.get(name)) is not None}
+        return self._actuator.sync(wanted, seen)
+
+    def node_status(self, nodes: Sequence[str], *, leases: bool = False) -> dict[str, NodeStatus]:
+        """From the copy of the nodes; leases are asked of the API server, one call each."""
+        if self.nodes.age_s > STALE_S:
+            raise BackendUnavailable(f"the copy of the cluster's nodes is {self.nodes.age_s:.0f} s old")
+        found = {name: node for name in nodes if (node := self.nodes.get(name)) is not None}
+        return {
+            name: status_of(name, node, self._lease_age_s(name) if leases else None) for name, node in found.items()
+        }
+
+    def _lease_age_s(self, node: str) -> float | None:
+        """None when there is no lease, or it cannot be read: that says nothing of the node."""
+        try:
+            lease = self._api.get(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}")
+        except Forbidden as error:
+            _log.warning("a kubelet's lease may not be read; install the reader's role", error=str(error))
+            return None
+        except (Refused, BackendUnavailable):
+            return None
+        renewed = (lease.get("spec") or {}).get("renewTime")
+        return self._clock.now() - datetime.fromisoformat(renewed).timestamp() if renewed else None
+
+    def read_logs(self, name: str, index: int, limit: int = 1 << 20) -> bytes:
+        """The end of a pod's log; empty when the pod is gone or never ran."""
+        pod = next((one for one in self.copied_pods(name) if index_of(one) == index), None)
+        if pod is None:
+            return b""
+        path = f"{self._pods_path}/{pod['metadata']['name']}/log"
+        try:
+            return self._api.text(path, limitBytes=limit, tailLines=20_000)[-limit:]
+        except (NotFound, Invalid, Conflict):
+            return b""
+        except Refused as error:
+            raise BackendUnavailable(str(error)) from error
+
+
+def ready(node: Json) -> bool:
+    """Whether its kubelet says, and is still heard to say, that it can run pods."""
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def usable(node: Json) -> bool:
+    """Ready, schedulable, with GPUs, and without a taint that keeps pods away."""
+    status, spec = node.get("status") or {}, node.get("spec") or {}
+    barred = any(taint.get("effect") in ("NoSchedule", "NoExecute") for taint in spec.get("taints") or ())
+    return (
+        ready(node)
+        and not spec.get("unschedulable")
+        and not barred
+        and GPU_RESOURCE in (status.get("allocatable") or {})
+    )
+
+
+def _judged(name: str, job: Json, pods: Iterable[Json], now: float) -> Observation:
+    """What a Job and its pods say together: a gang ends with its first failure."""
+    members = tuple(sorted((member_of(pod) for pod in pods), key=lambda one: one.index))
+    uid, wanted = str(job["metadata"]["uid"]), int(job["spec"]["completions"])
+    seen = Observation(name, "pending", now, uid, members)
+    condition = _ended(job)
+    if condition is not None and condition["type"] == "Complete":
+        return replace(seen, state="succeeded")
+    if condition is not None:
+        return replace(seen, state="failed", reason=str(condition.get("message") or condition.get("reason") or ""))
+    if any(not member.alive and member.exit_code not in (0, None) for member in members):
+        return replace(seen, state="failed")
+    running = sum(member.running for member in members)
+    done = sum(member.exit_code == 0 for member in members)
+    return replace(seen, state="running") if running + done >= wanted else seen
+
+
+def _ended(job: Json) -> Json | None:
+    """The condition that ended the Job. FailureTarget counts: its pods are already being taken down."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return next(
+        (
+            one
+            for kind in ("Complete", "Failed", "FailureTarget")
+            for one in conditions
+            if one["type"] == kind and one["status"] == "True"
+        ),
+        None,
+    )
+
+
+def _slim_node(node: Json) -> Json:
+    """What is read of a node; its image list is most of its bytes."""
+    head, status, spec = node["metadata"], node.get("status") or {}, node.get("spec") or {}
+    kept = ("name", "uid", "labels", "annotations", "resourceVersion", "creationTimestamp")
+    return {
+        "metadata": {name: head[name] for name in kept if name in head},
+        "spec": {name: spec[name] for name in ("unschedulable", "taints", "providerID") if name in spec},
+        "status": {
+            name: status[name] for name in ("conditions", "allocatable", "capacity", "nodeInfo") if name in status
+        },
+    }

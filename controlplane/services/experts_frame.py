@@ -1,0 +1,119 @@
+"""The picture of a run's expert balance at one step: the arrays of the experts frame. Pure.
+
+Arrays of L layers and X slots: counts u4 [L, X]; bias f4 [L, X] and delta_bias f4 [L, X] (since the step before, NaN if
+there is none); cv_floor f4 [L], CV in multiples of the sampling floor; lag1 f4 [L], the autocorrelation of the loads
+over the window; dead u1 [L, X]; history f4 [L, 64], cv_floor of the last 64 steps, oldest first, NaN before the first.
+The head says in words what they show: sentence, tiles, and `settling` while no rule judges yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlplane.rules.book import RuleBook
+from controlplane.rules.experts import DEAD_STEPS, dead_experts, lag1_autocorrelation, layer_statistics
+from controlplane.services import experts_words
+from controlplane.services.experts_words import Picture
+from controlplane.store.expert_records import ExpertStep
+
+HISTORY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What the frame needs of each step of its window: computed once a step, as the window moves on."""
+
+    share: NDArray[np.float32]
+    """[L, E]"""
+    cv_floor: NDArray[np.float32]
+    """[L]"""
+    floor_cv: float
+
+
+def _balance(step: ExpertStep) -> Balance:
+    with np.errstate(invalid="ignore", over="ignore"):  # a bias that diverged is infinite
+        found = layer_statistics(step.counts, step.bias, step.shape.experts, step.shape.top_k)
+    return Balance(found.share.astype(np.float32), found.cv_floor.astype(np.float32), float(found.floor_cv))
+
+
+def of_window(
+    window: Sequence[ExpertStep], known: MutableMapping[int, tuple[ExpertStep, Balance]] | None = None
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The frame's head and arrays for the last step of a window of steps, which are in order and not none.
+
+    known: balances by step from the call before, brought up to this window; for callers that follow a run.
+    """
+    steps = _alike(window)
+    balances = _balances(steps, known)
+    seen = _judged(steps, balances)
+    last, shape = steps[-1], steps[-1].shape
+    history = np.full((shape.layers, HISTORY), np.nan, np.float32)
+    history[:, HISTORY - len(steps) :] = np.stack([balance.cv_floor for balance in balances], axis=1)
+    dead = np.zeros((shape.layers, shape.slots), np.uint8)
+    dead[:, : shape.experts] = seen.dead
+    with np.errstate(invalid="ignore"):
+        delta = last.bias - steps[-2].bias if len(steps) > 1 else np.full_like(last.bias, np.nan)
+    meta = {
+        "run": last.run_id,
+        "attempt": last.attempt_no,
+        "step": last.step,
+        "at_s": last.at_s,
+        "layers": shape.layers,
+        "experts": shape.experts,
+        "slots": shape.slots,
+        "top_k": shape.top_k,
+        "tokens": last.tokens,
+        "ranks": last.ranks,
+        "floor_cv": balances[-1].floor_cv,
+        "settling": seen.settling,
+        "sentence": experts_words.sentence(seen),
+        "tiles": experts_words.tiles(seen),
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "counts": last.counts,
+        "bias": last.bias,
+        "delta_bias": delta,
+        "cv_floor": balances[-1].cv_floor,
+        "lag1": seen.lag1.astype(np.float32),
+        "dead": dead,
+        "history": history,
+    }
+    return meta, arrays
+
+
+def picture(window: Sequence[ExpertStep], book: RuleBook | None = None) -> Picture:
+    """The same window judged, for who wants it in words alone."""
+    steps = _alike(window)
+    return _judged(steps, _balances(steps, None), book)
+
+
+def _alike(window: Sequence[ExpertStep]) -> list[ExpertStep]:
+    """The last steps of one shape."""
+    return [step for step in window if step.shape == window[-1].shape][-HISTORY:]
+
+
+def _balances(
+    steps: Sequence[ExpertStep], known: MutableMapping[int, tuple[ExpertStep, Balance]] | None
+) -> list[Balance]:
+    before = {} if known is None else dict(known)
+    balances = []
+    for step in steps:
+        found = before.get(step.step)
+        balances.append(found[1] if found is not None and found[0] is step else _balance(step))
+    if known is not None:
+        known.clear()
+        known.update({step.step: (step, balance) for step, balance in zip(steps, balances, strict=True)})
+    return balances
+
+
+def _judged(steps: Sequence[ExpertStep], balances: Sequence[Balance], book: RuleBook | None = None) -> Picture:
+    shares = np.stack([balance.share for balance in balances])
+    cv_floors = np.stack([balance.cv_floor for balance in balances])
+    experts = steps[-1].shape.experts
+    dead = dead_experts(np.stack([step.counts for step in steps[-DEAD_STEPS:]]), experts)
+    return experts_words.picture(steps[-1], shares, cv_floors, lag1_autocorrelation(shares), dead, book)

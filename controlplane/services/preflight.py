@@ -1,0 +1,124 @@
+"""What would happen if this spec were submitted now: its problems, checks with sentences, candidate nodes, the cost.
+
+The same judgement that placement makes, made early. What is not known (the time of a step that was never run) is said
+as unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from controlplane.backends.base import Backend
+from controlplane.runs import plan
+from controlplane.services import advising, observe
+from controlplane.services.durations import duration
+from controlplane.store import incidents, nodes, runs
+from controlplane.store.engine import Session, Store
+from jobs.spec import JobSpec, SpecError, parse_job
+
+Json = dict[str, Any]
+
+
+def check(store: Store, backend: Backend, source: Mapping[str, Any] | str, now: float) -> Json:
+    """The preflight of a spec. API: runs/validate."""
+    try:
+        spec = parse_job(source)
+    except SpecError as error:
+        problems = [{"path": one.path, "message": one.message} for one in error.problems]
+        count = len(problems)
+        lead = f"{count} thing{'s' if count != 1 else ''} to mend before this can be submitted."
+        return {
+            "problems": problems,
+            "checks": [],
+            "sentence": lead,
+            "candidates": [],
+            "yaml": None,
+            "gpu_hours": None,
+            "queue": None,
+            "advice": None,
+        }
+    with store.read() as session:
+        rows = nodes.machines(session)
+        waiting = runs.listed(session, ("queued",))
+        seconds = _seconds(session, spec)
+        afflicted = incidents.afflicted(session)
+    free = observe.candidates(backend, rows, now, afflicted)
+    fits = [plan.fit(one, spec.spec.resources.gpus_per_node, ()) for one in free or ()]
+    usable = sum(one.ok for one in fits)
+    hours = spec.gpus * seconds / 3600 if seconds is not None else None
+    return {
+        "problems": [],
+        "checks": _checks(spec, fits, free is not None),
+        "sentence": _sentence(spec, usable if free is not None else None, seconds, hours),
+        "candidates": [{"node": one.node, "ok": one.ok, "reason": one.reason} for one in fits],
+        "yaml": spec.to_yaml(),
+        "gpu_hours": hours,
+        "queue": {"ahead": len(waiting), "free_nodes": usable},
+        "advice": advising.advice(spec, step_s=seconds / spec.spec.train.steps if seconds is not None else None),
+    }
+
+
+def _seconds(session: Session, spec: JobSpec) -> float | None:
+    """How long the steps would take, from earlier runs of the name; None when there was none."""
+    earlier = runs.median_step_seconds(session, spec.name)
+    done = sum(steps for _, steps in earlier)
+    return sum(seconds for seconds, _ in earlier) / done * spec.spec.train.steps if done else None
+
+
+def _sentence(spec: JobSpec, usable: int | None, seconds: float | None, hours: float | None) -> str:
+    wanted = spec.spec.resources.nodes
+    count = f"{wanted} node{'s' if wanted != 1 else ''}"
+    if usable is None:
+        begin = f"{count} are asked for; whether they are free cannot be seen right now"
+    elif usable >= wanted:
+        begin = f"{count} would start at once"
+    else:
+        begin = f"{count} would wait for {wanted - usable} more to be free"
+    if seconds is None or hours is None:
+        return f"{begin}; how long it runs is unknown: no run of this name has trained yet."
+    return f"{begin}, run about {duration(seconds)}, and use {hours:.2f} GPU-hours."
+
+
+def _checks(spec: JobSpec, fits: Sequence[plan.Fit], known: bool) -> list[Json]:
+    body = spec.spec
+    wanted, usable = body.resources.nodes, sum(fit.ok for fit in fits)
+    checks = []
+    if not known:
+        checks.append(_line("warn", "nodes", "the backend cannot be asked for its nodes right now"))
+    elif wanted > len(fits):
+        checks.append(_line("error", "nodes", f"{wanted} nodes are asked for, {len(fits)} exist"))
+    elif usable < wanted:
+        refused = "; ".join(f"{fit.node} {fit.reason}" for fit in fits if not fit.ok)
+        checks.append(_line("warn", "nodes", f"{usable} of {wanted} nodes are free now: {refused}"))
+    else:
+        checks.append(_line("ok", "nodes", f"{usable} of {len(fits)} nodes can be used, {wanted} are needed"))
+    spare = usable - wanted
+    words = (
+        f"{spare} node{'s' if spare != 1 else ''} left if one fails"
+        if spare > 0
+        else "none: after a node fault the run waits"
+    )
+    if known:
+        checks.append(_line("ok" if spare > 0 else "warn", "spares", words))
+    every = body.train.checkpoint_every
+    if every > body.train.steps:
+        checks.append(_line("warn", "checkpoints", f"one each {every} steps, but there are only {body.train.steps}"))
+    else:
+        checks.append(_line("ok", "checkpoints", f"one each {every} steps, {body.train.steps // every} in all"))
+    tokens = body.train.sequences * body.train.length * wanted * body.resources.ranks_per_node
+    checks.append(_line("ok", "batch", f"{tokens:,} tokens a step over {wanted * body.resources.ranks_per_node} ranks"))
+    policy = {"act": "restarts by itself", "advise": "proposes a restart to a person", "observe": "only reports"}
+    level = "ok" if body.faults.mode == "act" else "warn"
+    checks.append(
+        _line(
+            level,
+            "faults",
+            f"after a fault Trimtab {policy[body.faults.mode]}, {body.faults.restarts} restarts at most",
+        )
+    )
+    return checks
+
+
+def _line(level: str, name: str, sentence: str) -> Json:
+    return {"level": level, "name": name, "sentence": sentence}

@@ -1,0 +1,173 @@
+"""What the Experts page shows of a run: the newest step in words, one layer over time, a step of the past.
+
+Words and thresholds are experts_words'. In the warm-up nothing is called wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from controlplane.rules.book import RuleBook
+from controlplane.rules.experts import bias_change, same_direction_share, sign_flip_rate
+from controlplane.runs.states import RUN_ENDED
+from controlplane.services import experts_frame, experts_words, frames
+from controlplane.services.experts_words import Picture, median, number, shipped_book
+from controlplane.services.fleet_state import BLIND_AFTER_S
+from controlplane.services.live import HISTORY, Live
+from controlplane.store import experts, runs
+from controlplane.store.engine import Session
+from controlplane.store.expert_records import ExpertStep
+
+MAXVIO_STEPS = 16
+MAX_COLUMNS = 2048
+
+
+def summary(
+    session: Session, live: Live, run_id: str, *, now: float, book: RuleBook | None = None
+) -> dict[str, Any] | None:
+    """The tiles and the sentence of a run's newest record; None while it has none. API: runs/{run}/experts/summary."""
+    run = live.run(run_id)
+    window = _window(session, live, run_id)
+    if not window:
+        return None
+    picture = experts_frame.picture(window, book)
+    last, shape = picture.last, picture.last.shape
+    row = runs.get(session, run_id)
+    age_s = max(0.0, now - (run.received_s if run else last.at_s))
+    worst = picture.worst()
+    return {
+        "run": run_id,
+        "attempt": last.attempt_no,
+        "step": last.step,
+        "at_s": last.at_s,
+        "age_s": age_s,
+        "stale": age_s > BLIND_AFTER_S,
+        "layers": shape.layers,
+        "experts": shape.experts,
+        "slots": shape.slots,
+        "top_k": shape.top_k,
+        "tokens": last.tokens,
+        "ranks": last.ranks,
+        "simulated": bool(run and run.simulated),
+        "floor_cv": number(picture.found.floor_cv),
+        "worst_layer": {"layer": worst, "cv_floor": number(picture.cv_floor[worst])},
+        "median_layer": {"cv_floor": median(picture.cv_floor)},
+        "dead": {"count": int(picture.dead.sum()), "layers": np.flatnonzero(picture.dead.any(axis=1)).tolist()},
+        "settling": picture.settling,
+        "sentence": experts_words.sentence(picture, ended=row is not None and row.status in RUN_ENDED),
+        "tiles": experts_words.tiles(picture),
+        "controller": _controller(window, picture),
+        "maxvio": _maxvio(session, run_id),
+        "records": experts.counted(session, run_id),
+    }
+
+
+def newest_picture(session: Session, live: Live, run_id: str, book: RuleBook | None = None) -> Picture | None:
+    """A run's newest record, judged; None while it has none."""
+    window = _window(session, live, run_id)
+    return experts_frame.picture(window, book) if window else None
+
+
+def _window(session: Session, live: Live, run_id: str) -> Sequence[ExpertStep]:
+    run = live.run(run_id)
+    return run.window if run else experts.recent(session, run_id, limit=HISTORY)
+
+
+def _controller(window: Sequence[ExpertStep], picture: Picture) -> list[dict[str, Any]]:
+    """What each layer's biases do over the window."""
+    shape = picture.last.shape
+    bias = np.stack([step.bias for step in window if step.shape == shape])
+    rows = zip(
+        same_direction_share(bias, shape.experts),
+        sign_flip_rate(bias, shape.experts),
+        picture.found.bias_spread,
+        bias_change(bias, shape.experts),
+        strict=True,
+    )
+    names = ("same_direction", "sign_flips", "bias_spread", "drift")
+    return [{"layer": layer, **dict(zip(names, map(number, row), strict=True))} for layer, row in enumerate(rows)]
+
+
+def _maxvio(session: Session, run_id: str) -> dict[str, Any]:
+    """Mean MaxVio over layers in the first and in the last MAXVIO_STEPS steps of the current view."""
+    bounds = experts.bounds(session, run_id)
+    if bounds is None:
+        return {"first_window": None, "last_window": None, "steps": MAXVIO_STEPS}
+    first, last = bounds
+    windows = {
+        "first_window": (first, first + MAXVIO_STEPS - 1),
+        "last_window": (last - MAXVIO_STEPS + 1, last),
+    }
+    found: dict[str, Any] = {"steps": MAXVIO_STEPS}
+    for name, (begin, end) in windows.items():
+        values = experts.read_statistics(session, run_id, ("maxvio",), first=begin, last=end).values["maxvio"]
+        found[name] = number(np.nanmean(values)) if np.isfinite(values).any() else None
+    return found
+
+
+# --- frames from the store -------------------------------------------------------------------------------------------
+
+
+def frame_at(session: Session, live: Live, run_id: str, step: int) -> tuple[str, bytes] | None:
+    """The experts frame of one step of the past as (ETag, frame); None if it is not stored."""
+    window = experts.window(session, run_id, last=step, limit=experts_frame.HISTORY)
+    if not window or window[-1].step != step:
+        return None
+    run = live.run(run_id)
+    meta, arrays = experts_frame.of_window(window)
+    meta |= {"simulated": bool(run and run.simulated), "stale": False}
+    content = frames.payload(arrays)
+    return frames.tag(content, meta), frames.pack("experts", meta, content)
+
+
+def raster_frame(
+    session: Session, run_id: str, layer: int, *, first: int | None = None, last: int | None = None, columns: int = 256
+) -> tuple[str, bytes] | None:
+    """One layer over time as (ETag, frame); None if nothing is stored there. E experts, C columns.
+
+    Arrays: share f4 [E, C] (1/E is fair), cv f4 [C] in multiples of the sampling floor, bias f4 [E, C], skip_share f4
+    [C], steps f8 [C], at_s f8 [C]. The head's marks name the columns at which a later attempt goes on.
+    """
+    bounds = experts.bounds(session, run_id)
+    if bounds is None:
+        return None
+    begin, end = bounds[0] if first is None else first, bounds[1] if last is None else last
+    found = experts.read_raster(
+        session, run_id, layer, first=begin, last=end, columns=min(max(columns, 1), MAX_COLUMNS)
+    )
+    if found is None:
+        return None
+    changes = np.flatnonzero(np.diff(found.attempt_no)) + 1
+    meta = {
+        "run": run_id,
+        "layer": layer,
+        "experts": found.share.shape[0],
+        "step": int(found.step[-1]),
+        "at_s": float(found.at_s[-1]),
+        "floor_cv": _floor(found),
+        "settling": int(found.step[-1]) <= shipped_book()["expert-imbalance"].thresholds["warmup_steps"],
+        "marks": [
+            {"kind": "restart", "column": int(column), "label": f"attempt {found.attempt_no[column]}"}
+            for column in changes
+        ],
+    }
+    content = frames.payload(
+        {
+            "share": found.share,
+            "cv": found.cv_floor,
+            "bias": found.bias,
+            "skip_share": found.skip_share,
+            "steps": found.step.astype(np.float64),
+            "at_s": found.at_s,
+        }
+    )
+    return frames.tag(content, meta), frames.pack("raster", meta, content)
+
+
+def _floor(found: experts.Raster) -> float | None:
+    """The sampling floor at the newest column: its CV over its CV in floors."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return number(found.cv[-1] / found.cv_floor[-1])

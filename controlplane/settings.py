@@ -1,0 +1,170 @@
+"""What can be set, where from, and what holds: flag > environment > file > default. The origin of each value is kept.
+
+The file is TOML in the data directory (`trimtab.toml`). Nothing here opens anything.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "TRIMTAB_"
+FILE = "trimtab.toml"
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+BACKENDS = ("local", "kube")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot hold; the message names it, where it came from, and what it may be."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of the server. Ports may be 0: a free one is taken and told."""
+
+    data: Path = Path(".trimtab")
+    host: str = "127.0.0.1"
+    port: int = 8440
+    dashboard_port: int = 8441
+    dashboard: bool = True
+    database: str = ""
+    runtime: str = ""
+    webhook_loopback: bool = False
+    public_url: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_ca: str = ""
+    backend: str = "local"
+    kube_config: str = ""
+    kube_namespace: str = "trimtab-jobs"
+    kube_image: str = ""
+    kube_volume_claim: str = ""
+    kube_volume_path: str = "/var/lib/trimtab/runs"
+    kube_runtime_path: str = "/run/trimtab"
+    kube_queue: str = ""
+    kube_node_actuator: bool = False
+    quarantine_share: float = 0.05
+    log: str = "info"
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def database_url(self) -> str:
+        """The store's URL: SQLite in the data directory unless another is set."""
+        return self.database or f"sqlite:///{self.data.resolve() / 'trimtab.sqlite'}"
+
+    @property
+    def runtime_dir(self) -> Path:
+        """Where the local backend finds the nodes' runtime directories."""
+        return Path(self.runtime) if self.runtime else self.data.resolve() / "nodes"
+
+    @property
+    def scheme(self) -> str:
+        """What API and dashboard speak."""
+        return "https" if self.tls_cert else "http"
+
+
+HELP: Mapping[str, str] = {
+    "data": "folder of everything that the server keeps",
+    "host": "address that API and dashboard listen on; anything but loopback needs tls_cert and tls_key",
+    "port": "port of the API",
+    "dashboard_port": "port of the dashboard",
+    "dashboard": "start the dashboard as a child process",
+    "database": "store URL, sqlite:///… or postgresql://…; empty: SQLite in the data folder",
+    "runtime": "folder of the nodes' runtime directories; empty: `nodes` in the data folder",
+    "webhook_loopback": "allow webhook receivers on this machine",
+    "public_url": "address by which jobs, agents and browsers reach the API; empty: made of host and port",
+    "tls_cert": "PEM file of the certificate of API and dashboard, with its chain",
+    "tls_key": "PEM file of that certificate's key",
+    "tls_ca": "PEM file of the authority that the certificate is checked by; empty: those that this machine trusts",
+    "backend": "where attempts run: local (processes of this machine) or kube (Kubernetes Jobs)",
+    "kube_config": "kubeconfig file; empty: the service account of the pod that the server runs in",
+    "kube_namespace": "namespace of the jobs",
+    "kube_image": "image of trainers; empty: each job names its own",
+    "kube_volume_claim": "claim that holds runs and checkpoints; empty: a folder of each node",
+    "kube_volume_path": "where that volume is mounted, in the trainers and in the server",
+    "kube_runtime_path": "folder of each node where trainers leave heartbeats and rings for the node's agent",
+    "kube_queue": "Kueue queue of jobs that name none; empty: no queue",
+    "kube_node_actuator": "cordon and taint bad nodes in the cluster; its service account must be allowed to",
+    "quarantine_share": "share of the fleet, 0 to 1, that may leave service in 10 minutes without a person; always 2 nodes",
+    "log": "debug, info, warning or error",
+}
+
+
+def _convert(name: str, value: Any, origin: str) -> Any:
+    kind = {setting.name: setting.type for setting in fields(Settings)}[name]
+    try:
+        if kind == "bool":
+            return (
+                value
+                if isinstance(value, bool)
+                else {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+            )
+        if kind == "int":
+            number = int(value)
+            if not 0 <= number <= 65_535:
+                raise ValueError
+            return number
+        if kind == "float":
+            share = float(value)
+            if not 0 <= share <= 1:
+                raise ValueError
+            return share
+        return Path(value).expanduser() if kind == "Path" else str(value)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        words = {"bool": "true or false", "int": "a port, 0 to 65535", "float": "a share, 0 to 1"}.get(
+            str(kind), "text"
+        )
+        raise SettingsError(f"{name} (from {origin}) must be {words}, not {value!r}") from error
+
+
+def load(flags: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Settings:
+    """The settings that hold; a flag that is None was not given. Raises SettingsError."""
+    environment = os.environ if env is None else env
+    names = [setting.name for setting in fields(Settings) if setting.name != "origins"]
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def take(name: str, value: Any, origin: str) -> None:
+        if name not in values and value is not None:
+            values[name], origins[name] = _convert(name, value, origin), origin
+
+    for name in names:
+        take(name, flags.get(name), f"--{name.replace('_', '-')}")
+        take(name, environment.get(PREFIX + name.upper()), PREFIX + name.upper())
+    folder = Path(values.get("data", Settings.data))
+    for name, value in _file(folder / FILE, names).items():
+        take(name, value, str(folder / FILE))
+    settings = Settings(**values, origins=origins)
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    """What holds between settings."""
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        there, lacking = ("tls_cert", "tls_key") if settings.tls_cert else ("tls_key", "tls_cert")
+        raise SettingsError(f"{there} is set and {lacking} is not: TLS needs both")
+    if settings.host not in LOOPBACK and not settings.tls_cert:
+        raise SettingsError(
+            f"host {settings.host} is not loopback, and nothing is served beyond it without TLS: set tls_cert and "
+            "tls_key, or use 127.0.0.1 and a tunnel"
+        )
+    if settings.backend not in BACKENDS:
+        raise SettingsError(f"backend must be {' or '.join(BACKENDS)}, not {settings.backend!r}")
+
+
+def _file(path: Path, names: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise SettingsError(f"{path}: {', '.join(unknown)} is not a setting; there are {', '.join(names)}")
+    return found

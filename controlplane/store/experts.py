@@ -1,0 +1,385 @@
+"""Expert records as they are kept: chunks of steps, their merging, and what pages read of them.
+
+The current view of a run shows each step as the last attempt that did it: a later attempt hides the steps of earlier
+ones from its own first step on. Every attempt's own records are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Row, and_, delete, func, select
+from sqlalchemy.orm import Session
+
+from controlplane.store.arrays import Arrays
+from controlplane.store.base import insert_many
+from controlplane.store.codec import COLUMNS
+from controlplane.store.engine import Store
+from controlplane.store.expert_records import (
+    Coded,
+    Counts,
+    ExpertStep,
+    Float32,
+    Shape,
+    decode_all,
+    decode_layer,
+    decode_raw_layer,
+    merge_coded,
+)
+from controlplane.store.tables import ExpertChunk, ExpertLayer
+
+MERGED_STEPS = 256
+"""How many written steps make a merged chunk, at least."""
+
+Key = tuple[str, int, int]
+"""Run, attempt number, step."""
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """One layer over steps, at most as many columns as asked for; E experts, C columns.
+
+    `step`, `attempt_no` and `at_s` [C] are a column's last step's; share and bias [E, C], cv, cv_floor and skip_share
+    [C] are means over its steps.
+    """
+
+    step: Integers
+    attempt_no: Integers
+    at_s: NDArray[np.float64]
+    share: Float32
+    bias: Float32
+    cv: Float32
+    cv_floor: Float32
+    skip_share: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Statistics of every layer over N steps of the current view: `values[name]` is [L, N]."""
+
+    step: Integers
+    attempt_no: Integers
+    at_s: NDArray[np.float64]
+    floor_cv: Float32
+    values: dict[str, Float32]
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def shape_of(row: ExpertChunk | Row[*tuple[Any, ...]]) -> Shape:
+    """The shape of a chunk's steps."""
+    return Shape(row.layers, row.slots, row.experts, row.top_k)
+
+
+def chunk_row(
+    run_id: str, attempt_no: int, shape: Shape, coded: Coded, *, level: int, steps: tuple[int, int, int]
+) -> ExpertChunk:
+    """A chunk as a row; `steps` is its first step, its last, and how many it has."""
+    first_step, last_step, count = steps
+    return ExpertChunk(
+        run_id=run_id,
+        attempt_no=attempt_no,
+        level=level,
+        first_step=first_step,
+        last_step=last_step,
+        steps=count,
+        layers=shape.layers,
+        slots=shape.slots,
+        experts=shape.experts,
+        top_k=shape.top_k,
+        codec=coded.codec,
+        blob=coded.blob,
+        stats=coded.stats,
+    )
+
+
+def layer_rows(chunk_id: int, coded: Coded) -> list[dict[str, Any]]:
+    """The layers of a merged chunk as rows."""
+    return [
+        {"chunk_id": chunk_id, "layer": layer, "counts": counts, "bias": bias}
+        for layer, (counts, bias) in enumerate(coded.layers)
+    ]
+
+
+def _coded(session: Session, row: ExpertChunk) -> Coded:
+    """A row as it was coded, its layers fetched if it is merged."""
+    layers: tuple[tuple[bytes, bytes], ...] = ()
+    if row.codec == COLUMNS:
+        query = select(ExpertLayer.counts, ExpertLayer.bias).where(ExpertLayer.chunk_id == row.id)
+        layers = tuple((counts, bias) for counts, bias in session.execute(query.order_by(ExpertLayer.layer)))
+    return Coded(row.codec, row.blob, row.stats, layers)
+
+
+def _of(run_id: str, attempt_no: int) -> ColumnElement[bool]:
+    return and_(ExpertChunk.run_id == run_id, ExpertChunk.attempt_no == attempt_no)
+
+
+def last_steps(session: Session, attempts: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """The highest stored step of each attempt that has any."""
+    found = {}
+    for run_id, attempt_no in attempts:
+        last = session.execute(select(func.max(ExpertChunk.last_step)).where(_of(run_id, attempt_no))).scalar_one()
+        if last is not None:
+            found[run_id, attempt_no] = int(last)
+    return found
+
+
+def bounds(session: Session, run_id: str) -> tuple[int, int] | None:
+    """The first and the last step of a run's current view; None while it has none."""
+    firsts = _first_steps(session, run_id)
+    if not firsts:
+        return None
+    newest = (run_id, max(firsts))
+    return min(firsts.values()), last_steps(session, [newest])[newest]
+
+
+def counted(session: Session, run_id: str) -> int:
+    """How many steps of a run are stored, each attempt's own."""
+    query = select(func.coalesce(func.sum(ExpertChunk.steps), 0)).where(ExpertChunk.run_id == run_id)
+    return int(session.execute(query).scalar_one())
+
+
+# --- single steps ----------------------------------------------------------------------------------------------------
+
+
+def _steps_of(session: Session, row: ExpertChunk) -> list[ExpertStep]:
+    shape = shape_of(row)
+    counts, bias = decode_all(shape, _coded(session, row), row.steps)
+    stats = Arrays(row.stats)
+    columns = zip(*(stats[name].tolist() for name in ("step", "at_s", "ranks", "tokens", "dropped")), strict=True)
+    return [
+        ExpertStep(row.run_id, row.attempt_no, step, at_s, ranks, tokens, dropped, shape, counts[index], bias[index])
+        for index, (step, at_s, ranks, tokens, dropped) in enumerate(columns)
+    ]
+
+
+def stored_step(session: Session, key: Key) -> ExpertStep | None:
+    """One step of one attempt as it was last written."""
+    run_id, attempt_no, step = key
+    rows = session.scalars(
+        select(ExpertChunk)
+        .where(_of(run_id, attempt_no), ExpertChunk.last_step >= step, ExpertChunk.first_step <= step)
+        .order_by(ExpertChunk.id.desc())
+    )
+    return next((one for row in rows for one in reversed(_steps_of(session, row)) if one.step == step), None)
+
+
+def current_step(session: Session, run_id: str, step: int) -> ExpertStep | None:
+    """One step of the current view."""
+    firsts = _first_steps(session, run_id)
+    for attempt_no in sorted(firsts, reverse=True):
+        if firsts[attempt_no] <= step:
+            return stored_step(session, (run_id, attempt_no, step))
+    return None
+
+
+def window(session: Session, run_id: str, *, last: int, limit: int) -> list[ExpertStep]:
+    """The current view's steps up to `last`, at most `limit`, in order."""
+    firsts = _first_steps(session, run_id)
+    query = select(ExpertChunk).where(*_overlapping(run_id, last - limit + 1, last))
+    found: dict[int, ExpertStep] = {}
+    for row in session.scalars(query.order_by(ExpertChunk.attempt_no, ExpertChunk.id)):
+        hidden_from = min((first for number, first in firsts.items() if number > row.attempt_no), default=last + 1)
+        found |= {one.step: one for one in _steps_of(session, row) if one.step <= last and one.step < hidden_from}
+    return [found[step] for step in sorted(found)[-limit:]]
+
+
+def recent(session: Session, run_id: str, *, limit: int) -> list[ExpertStep]:
+    """The last steps of a run in the current view, in order."""
+    found = bounds(session, run_id)
+    return [] if found is None else window(session, run_id, last=found[1], limit=limit)
+
+
+def last_runs(session: Session, *, limit: int) -> list[str]:
+    """The runs whose expert records were written last, oldest first."""
+    newest = func.max(ExpertChunk.id)
+    query = select(ExpertChunk.run_id).group_by(ExpertChunk.run_id).order_by(newest.desc()).limit(limit)
+    return list(reversed(session.scalars(query).all()))
+
+
+# --- the current view over many steps --------------------------------------------------------------------------------
+
+
+def _first_steps(session: Session, run_id: str) -> dict[int, int]:
+    query = select(ExpertChunk.attempt_no, func.min(ExpertChunk.first_step)).where(ExpertChunk.run_id == run_id)
+    return {row[0]: row[1] for row in session.execute(query.group_by(ExpertChunk.attempt_no))}
+
+
+def _overlapping(run_id: str, first: int, last: int) -> tuple[ColumnElement[bool], ...]:
+    return (ExpertChunk.run_id == run_id, ExpertChunk.last_step >= first, ExpertChunk.first_step <= last)
+
+
+def _current(attempts: Integers, steps: Integers, firsts: dict[int, int], first: int, last: int) -> Integers:
+    """Which of the stored steps are the current view's, in order of step; later written ones stand further back."""
+    hidden_from = np.full(len(steps), np.iinfo(np.int64).max)
+    for attempt_no in firsts:
+        later = [begin for number, begin in firsts.items() if number > attempt_no]
+        if later:
+            hidden_from[attempts == attempt_no] = min(later)
+    seen = np.flatnonzero((steps >= first) & (steps <= last) & (steps < hidden_from))
+    order = seen[np.lexsort((seen, attempts[seen], steps[seen]))]
+    current: Integers = order[np.append(np.diff(steps[order]) != 0, True)[: len(order)]]
+    return current
+
+
+def read_statistics(
+    session: Session, run_id: str, names: Sequence[str], *, first: int = 0, last: int = 2**62
+) -> Statistics:
+    """Statistics of the current view over the steps first ≤ step ≤ last."""
+    query = select(ExpertChunk.attempt_no, ExpertChunk.stats).where(*_overlapping(run_id, first, last))
+    rows = session.execute(query.order_by(ExpertChunk.id)).all()
+    bundles = [Arrays(stats) for _, stats in rows]
+    if not bundles:
+        empty = np.zeros(0)
+        none = np.zeros((0, 0), np.float32)
+        return Statistics(
+            empty.astype(np.int64),
+            empty.astype(np.int64),
+            empty,
+            empty.astype(np.float32),
+            dict.fromkeys(names, none),
+        )
+    step = np.concatenate([bundle["step"] for bundle in bundles])
+    attempt_no = np.repeat([row.attempt_no for row in rows], [len(bundle["step"]) for bundle in bundles])
+    keep = _current(attempt_no, step, _first_steps(session, run_id), first, last)
+    return Statistics(
+        step[keep],
+        attempt_no[keep],
+        np.concatenate([bundle["at_s"] for bundle in bundles])[keep],
+        np.concatenate([bundle["floor_cv"] for bundle in bundles])[keep],
+        {name: np.concatenate([bundle[name] for bundle in bundles], axis=1)[:, keep] for name in names},
+    )
+
+
+def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: int, columns: int) -> Raster | None:
+    """One layer of the current view over first ≤ step ≤ last; None if nothing is stored there or no such layer is.
+
+    Of merged chunks only the asked layer's bytes are read. Steps of another shape than the newest one's are
+    left out.
+    """
+    table = ExpertChunk
+    query = select(
+        *(table.id, table.attempt_no, table.layers, table.slots, table.experts, table.top_k, table.steps),
+        *(table.codec, table.stats),
+    ).where(*_overlapping(run_id, first, last))
+    rows = session.execute(query.order_by(table.attempt_no, table.id)).all()
+    rows = [row for row in rows if shape_of(row) == shape_of(rows[-1])]
+    if not rows or not 0 <= layer < rows[-1].layers:
+        return None
+    bundles = [Arrays(row.stats) for row in rows]
+    attempt_no = np.repeat([row.attempt_no for row in rows], [row.steps for row in rows])
+    step = np.concatenate([bundle["step"] for bundle in bundles])
+    keep = _current(attempt_no, step, _first_steps(session, run_id), first, last)
+    if not len(keep):
+        return None
+    pieces = _layers(session, rows, layer)
+    counts = np.concatenate([piece[0] for piece in pieces])[keep]
+    bias = np.concatenate([piece[1] for piece in pieces])[keep]
+
+    def statistic(name: str) -> Float32:
+        of_layer: Float32 = np.concatenate([bundle[name][layer] for bundle in bundles])[keep]
+        return of_layer
+
+    at_s = np.concatenate([bundle["at_s"] for bundle in bundles])[keep]
+    experts = rows[-1].experts
+    real = counts[:, :experts].astype(np.float32)
+    share = real / np.maximum(real.sum(axis=1, keepdims=True), 1)
+    starts = np.unique(np.arange(len(keep)) * columns // len(keep), return_index=True)[1]
+    ends = np.append(starts[1:], len(keep)) - 1
+    return Raster(
+        step[keep][ends],
+        attempt_no[keep][ends],
+        at_s[ends],
+        _means(share, starts).T,
+        _means(bias[:, :experts], starts).T,
+        _means(statistic("cv"), starts),
+        _means(statistic("cv_floor"), starts),
+        _means(statistic("skip_share"), starts),
+    )
+
+
+def _means(values: Float32, starts: NDArray[np.intp]) -> Float32:
+    """Means over buckets of the first axis that begin at `starts`."""
+    sizes = np.diff(np.append(starts, len(values))).astype(np.float32)
+    sums: Float32 = np.add.reduceat(values, starts, axis=0)
+    return sums / (sizes if values.ndim == 1 else sizes[:, None])
+
+
+def _layers(session: Session, rows: Sequence[Row[*tuple[Any, ...]]], layer: int) -> list[tuple[Counts, Float32]]:
+    """Counts and biases [S, X] of one layer of each of the chunks."""
+    merged = [row.id for row in rows if row.codec == COLUMNS]
+    of_layer = select(ExpertLayer.chunk_id, ExpertLayer.counts, ExpertLayer.bias).where(ExpertLayer.layer == layer)
+    frames = {one.chunk_id: (one.counts, one.bias) for one in _by_ids(session, of_layer, ExpertLayer.chunk_id, merged)}
+    short = [row.id for row in rows if row.codec != COLUMNS]
+    whole = select(ExpertChunk.id, ExpertChunk.blob)
+    blobs = {one.id: one.blob for one in _by_ids(session, whole, ExpertChunk.id, short)}
+    return [
+        decode_layer(shape_of(row), frames[row.id], row.steps)
+        if row.id in frames
+        else decode_raw_layer(shape_of(row), blobs[row.id], layer, row.steps)
+        for row in rows
+    ]
+
+
+def _by_ids(session: Session, query: Any, column: Any, ids: Sequence[int]) -> Iterator[Any]:
+    """Rows by their ids, a few hundred at a time: databases limit how many values a statement has."""
+    for begin in range(0, len(ids), 500):
+        yield from session.execute(query.where(column.in_(ids[begin : begin + 500])))
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def compact_once(store: Store) -> int:
+    """Merges short chunks of an attempt as soon as they make a long one; returns how many were merged away."""
+    merged = 0
+    for ids in _full(store):
+        with store.read() as session:
+            rows = list(session.scalars(select(ExpertChunk).where(ExpertChunk.id.in_(ids)).order_by(ExpertChunk.id)))
+            parts = [(shape_of(row), _coded(session, row), row.steps) for row in rows]
+        if len(rows) != len(ids):
+            continue
+        coded, count = merge_coded(parts)
+        bounds = (min(row.first_step for row in rows), max(row.last_step for row in rows), count)
+        long = chunk_row(rows[0].run_id, rows[0].attempt_no, shape_of(rows[0]), coded, level=1, steps=bounds)
+        long.id = ids[-1]  # its place in the order of writing: what was written later goes before it
+        with store.write() as session:
+            there = session.scalars(select(ExpertChunk.id).where(ExpertChunk.id.in_(ids)).with_for_update()).all()
+            if len(there) == len(ids):
+                session.execute(delete(ExpertChunk).where(ExpertChunk.id.in_(ids)))
+                session.add(long)
+                session.flush()
+                insert_many(session, ExpertLayer, layer_rows(long.id, coded))
+                merged += len(ids)
+    return merged
+
+
+def _full(store: Store) -> list[list[int]]:
+    """Ids of the short chunks that make up each new long one."""
+    table = ExpertChunk
+    with store.read() as session:
+        rows = session.execute(
+            select(
+                *(table.id, table.run_id, table.attempt_no, table.steps),
+                *(table.layers, table.slots, table.experts, table.top_k),
+            )
+            .where(table.level == 0)
+            .order_by(table.run_id, table.attempt_no, table.id)
+        ).all()
+    groups = []
+    for _, group in groupby(rows, key=lambda row: (row.run_id, row.attempt_no, shape_of(row))):
+        ids, steps = [], 0
+        for row in group:
+            ids.append(row.id)
+            steps += row.steps
+            if steps >= MERGED_STEPS:
+                groups.append(ids)
+                ids, steps = [], 0
+    return groups

@@ -1,0 +1,298 @@
+// Layer x expert: one row a layer, one column an expert, then the skip slot's frame; the side columns continue the rows.
+
+import { drawSide, sideOf } from "./experts_side.js"
+import {
+  box, css, duration, grouped, hatch, loadColor, signed, signedColor, text, two, veil,
+} from "./paint.js"
+
+const LEFT = 28
+const HEAD = 56
+const FOOT = 6
+const BELOW = 300
+const MODES = { load: "share", bias: "bias", change: "delta_bias" }
+
+export const experts = {
+  draw(view) {
+    if (!view.frame) return drawWaiting(view)
+    const board = boardOf(view)
+    const context = view.begin(board.bottom + FOOT)
+    view.board = board
+    drawLegend(context, view, board)
+    drawHeads(context, view, board)
+    for (let layer = 0; layer < board.layers; layer++) drawRow(context, view, board, layer)
+    drawSide(context, view, board)
+    drawOutline(context, view, board)
+    if (view.stale) veil(context, view.tokens, LEFT, HEAD, view.width - LEFT, board.bottom - HEAD, view.staleWords())
+  },
+
+  at(view, x, y) {
+    const { board } = view
+    if (!board) return null
+    const layer = Math.floor((y - HEAD) / board.row)
+    if (layer < 0 || layer >= board.layers || y < HEAD) return null
+    if (x < LEFT) return { layer, expert: null }
+    if (x < board.right) return { layer, expert: Math.min(board.experts - 1, Math.floor((x - LEFT) / board.column)) }
+    if (board.skips && x >= board.skip && x < board.skip + board.skipWide) return { layer, expert: board.experts }
+    return x >= board.side ? { layer, expert: null } : null
+  },
+
+  move(view, place, direction) {
+    const { layers, experts: count } = view.frame.header
+    const from = place ?? { layer: view.data.layer ?? 0, expert: view.data.expert ?? 0 }
+    if (!place) return from
+    const step = { Up: [-1, 0], Down: [1, 0], Left: [0, -1], Right: [0, 1] }[direction] ?? [0, 0]
+    const clamp = (value, top) => Math.max(0, Math.min(top - 1, value))
+    return { layer: clamp(from.layer + step[0], layers), expert: clamp((from.expert ?? 0) + step[1], count) }
+  },
+
+  pick(view, place) {
+    const expert = place.expert !== null && place.expert < view.frame.header.experts ? place.expert : null
+    view.component.setTriggerValue("pick", { layer: place.layer, expert })
+  },
+
+  words(view, place) {
+    const { header, arrays } = view.frame
+    const at = place ?? (view.data.layer === null ? null : { layer: view.data.layer, expert: view.data.expert })
+    if (!at || at.layer >= header.layers) return [{ text: "Point at a cell; click or Enter opens its layer." }]
+    const name = `layer ${two(at.layer, header.layers)}`
+    if (isSilent(view.frame, at.layer)) return [{ text: name, strong: true }, { text: "no data in this step" }]
+    if (at.expert === null || at.expert === undefined) {
+      return [{ text: name, strong: true }, { text: `CV ${arrays.cv_floor.values[at.layer].toFixed(2)}× floor` }]
+    }
+    return cellWords(view, at, name)
+  },
+
+  label(view) {
+    if (!view.frame) return view.data.label ?? "no data yet"
+    const { layers, experts: count, step } = view.frame.header
+    const values = view.frame.arrays.cv_floor.values
+    const worst = values.reduce((best, value, layer) => (value > values[best] ? layer : best), 0)
+    const dead = view.frame.arrays.dead.values.reduce((sum, value) => sum + value, 0)
+    const found = `layer ${worst} is the least balanced at ${values[worst].toFixed(1)} times its sampling floor; ${dead} dead experts`
+    return `Load of ${layers} layers by ${count} experts at step ${step}: ${found}. ${view.data.label ?? ""}`
+  },
+}
+
+// A model of few layers gets taller rows, so that its map is still a map.
+const tallest = (layers) => (layers <= 12 ? 34 : layers < 24 ? 28 : 20)
+
+function boardOf(view) {
+  const { layers, experts: count, slots } = view.frame.header
+  // A replay has its slider above the map.
+  const room = window.innerHeight - BELOW - (view.data.once ? 48 : 0)
+  const row = Math.max(13, Math.min(tallest(layers), Math.floor((room * 10) / layers) / 10))
+  const skips = slots > count
+  const columns = sideOf(view.width, count)
+  const side = view.width - (columns?.width ?? 0)
+  const skipWide = skips ? 20 : 0
+  const right = side - (columns?.gap ?? 0) - (skips ? skipWide + 6 : 0)
+  const column = (right - LEFT) / count
+  return {
+    layers, experts: count, slots, skips, row, column, right, skip: right + 6, skipWide, side, columns,
+    bottom: HEAD + row * layers, top: HEAD, gap: column >= 4 ? 1 : 0,
+  }
+}
+
+// A layer whose counts are all zero said nothing in this step: that is no data, not perfect balance.
+export function isSilent(frame, layer) {
+  const { slots } = frame.header
+  const counts = frame.arrays.counts.values
+  for (let slot = 0; slot < slots; slot++) if (counts[layer * slots + slot]) return false
+  return true
+}
+
+function realTotal(frame, layer) {
+  const { slots, experts: count } = frame.header
+  let total = 0
+  for (let expert = 0; expert < count; expert++) total += frame.arrays.counts.values[layer * slots + expert]
+  return total
+}
+
+function drawRow(context, view, board, layer) {
+  const { frame, tokens } = view
+  const top = HEAD + layer * board.row
+  const high = board.row - 1
+  drawRowName(context, view, board, layer, top)
+  if (isSilent(frame, layer)) {
+    hatch(context, LEFT, top, board.right - LEFT, high, tokens.hatch)
+    if (board.skips) hatch(context, board.skip, top, board.skipWide, high, tokens.hatch)
+    return
+  }
+  const paint = painter(view, layer)
+  for (let expert = 0; expert < board.experts; expert++) {
+    const x = LEFT + expert * board.column
+    const index = layer * board.slots + expert
+    if (frame.arrays.dead.values[index]) drawDead(context, view, x, top, board.column - board.gap, high)
+    else {
+      context.fillStyle = css(paint(index))
+      context.fillRect(x, top, board.column - board.gap, high)
+    }
+  }
+  if (board.skips) drawSkip(context, view, board, layer, top, high)
+}
+
+// The colour of each slot of a layer in the chosen mode.
+function painter(view, layer) {
+  const { frame, tokens, data } = view
+  const mode = MODES[data.mode] ?? "share"
+  if (mode === "share") {
+    const fair = realTotal(frame, layer) / frame.header.experts
+    const counts = frame.arrays.counts.values
+    return (index) => loadColor(tokens, counts[index] > 0 && fair > 0 ? Math.log2(counts[index] / fair) : -2)
+  }
+  const values = frame.arrays[mode].values
+  const most = largest(view, mode)
+  return (index) => signedColor(tokens, most > 0 ? values[index] / most : 0)
+}
+
+// The largest size of a signed measure over the real experts, kept for one frame.
+function largest(view, mode) {
+  const { frame } = view
+  if (view.largestOf === frame && view.largestMode === mode) return view.largestValue
+  const { slots, experts: count } = frame.header
+  const values = frame.arrays[mode].values
+  let most = 0
+  for (let index = 0; index < values.length; index++) {
+    if (index % slots < count) most = Math.max(most, Math.abs(values[index]))
+  }
+  Object.assign(view, { largestOf: frame, largestMode: mode, largestValue: most })
+  return most
+}
+
+function drawDead(context, view, x, y, width, height) {
+  const { tokens, frame } = view
+  const quiet = frame.header.settling
+  context.fillStyle = css(tokens.dead)
+  context.fillRect(x, y, width, height)
+  box(context, x, y, width, height, quiet ? tokens.off : tokens.fault)
+  if (width < 8) return
+  const ink = quiet ? tokens.off : [255, 255, 255]
+  text(context, "×", x + width / 2, y + height / 2 + 0.5, ink, { size: 11, weight: 600, align: "center" })
+}
+
+// An empty frame at zero; an amber fill from the left as far as it is used, full at a fair share.
+function drawSkip(context, view, board, layer, top, high) {
+  const { tokens, frame } = view
+  box(context, board.skip, top, board.skipWide, high, tokens["rule"])
+  let used = 0
+  let all = 0
+  for (let slot = 0; slot < board.slots; slot++) {
+    const count = frame.arrays.counts.values[layer * board.slots + slot]
+    all += count
+    if (slot >= board.experts) used += count
+  }
+  if (!used) return
+  const wide = Math.max(2, Math.min(1, (used / all) * board.experts) * (board.skipWide - 2))
+  context.fillStyle = css(tokens.warn)
+  context.fillRect(board.skip + 1, top + 1, wide, high - 2)
+}
+
+function drawRowName(context, view, board, layer, top) {
+  const { tokens } = view
+  const level = levelOf(view, layer)
+  const chosen = layer === view.data.layer
+  const color = chosen ? tokens.link : { fault: tokens["fault-text"], warn: tokens["warn-text"], ok: tokens.faint }[level]
+  const weight = chosen || level === "fault" ? 600 : 400
+  text(context, two(layer, board.layers), LEFT - 6, top + board.row / 2, color, { align: "right", weight, size: 11 })
+}
+
+// ok, warn or fault by the alarm's two thresholds, and fault where an expert is dead; while the run settles no rule judges.
+export function levelOf(view, layer) {
+  const { frame } = view
+  if (frame.header.settling) return "ok"
+  const { slots } = frame.header
+  const dead = frame.arrays.dead.values
+  for (let slot = 0; slot < slots; slot++) if (dead[layer * slots + slot]) return "fault"
+  const value = frame.arrays.cv_floor.values[layer]
+  if (isSilent(frame, layer)) return "ok"
+  return value >= 4 ? "fault" : value >= 1.5 ? "warn" : "ok"
+}
+
+function drawHeads(context, view, board) {
+  const { tokens, data } = view
+  const every = Math.max(1, Math.ceil((board.experts > 100 ? 28 : 20) / board.column))
+  for (let expert = 0; expert < board.experts; expert += every) {
+    const chosen = expert === data.expert
+    text(context, String(expert), LEFT + (expert + 0.5) * board.column - 0.5, HEAD - 10, chosen ? tokens.link : tokens.faint, {
+      align: "center", weight: chosen ? 600 : 400, size: 10.5,
+    })
+  }
+  if (board.skips) text(context, "skip", board.skip + board.skipWide / 2, HEAD - 10, tokens.faint, { align: "center", size: 10.5 })
+}
+
+function drawLegend(context, view, board) {
+  const { tokens, data } = view
+  const wide = Math.min(176, (board.right - LEFT) / (view.width < 460 ? 1 : 2))
+  const load = (MODES[data.mode] ?? "share") === "share"
+  for (let x = 0; x < wide; x++) {
+    const value = (x / (wide - 1)) * 2 - 1
+    context.fillStyle = css(load ? loadColor(tokens, value * 2) : signedColor(tokens, value))
+    context.fillRect(LEFT + x, 4, 1, 8)
+  }
+  const most = load ? 0 : largest(view, MODES[data.mode])
+  const digits = most >= 1 ? 2 : most >= 0.01 ? 3 : 5
+  const marks = load
+    ? ["¼×", "½×", "1/E", "2×", "4×"]
+    : [signed(-most, digits), "", "0", "", signed(most, digits)]
+  marks.forEach((mark, index) => {
+    text(context, mark, LEFT + (wide * index) / 4, 21, tokens.muted, { align: "center", size: 10.5 })
+  })
+  let x = LEFT + wide + 22
+  if (view.width < 460) return
+  context.fillStyle = css(tokens.dead)
+  context.fillRect(x, 4, 10, 8)
+  box(context, x, 4, 10, 8, view.frame.header.settling ? tokens.off : tokens.fault)
+  text(context, "dead, 0 tokens", x + 15, 8.5, tokens.muted)
+  x += 106
+  hatch(context, x, 4, 10, 8, tokens.muted, 3)
+  text(context, "no data", x + 15, 8.5, tokens.muted)
+  x += 68
+  if (x + 90 < view.width) text(context, load ? "neutral ±10 %" : "fixed at its largest", x, 8.5, tokens.muted)
+}
+
+function drawOutline(context, view, board) {
+  const { tokens, data, cursor } = view
+  if (data.layer !== null && data.layer < board.layers) {
+    box(context, LEFT - 2, HEAD + data.layer * board.row - 1.5, view.width - LEFT + 1, board.row + 2, tokens.link, 1.5)
+  }
+  const at = cursor ?? null
+  if (!at || at.expert === null || at.expert === undefined) return
+  const skip = at.expert >= board.experts
+  const x = skip ? board.skip : LEFT + at.expert * board.column
+  const wide = skip ? board.skipWide : Math.max(board.column - board.gap, 3)
+  box(context, x - 1, HEAD + at.layer * board.row - 1, wide + 2, board.row + 1, tokens.text, 1.5)
+}
+
+function drawWaiting(view) {
+  const { tokens } = view
+  const rows = view.data.layers ?? 8
+  const row = Math.max(13, Math.min(tallest(rows), (window.innerHeight - BELOW) / rows))
+  const context = view.begin(HEAD + row * rows + FOOT)
+  for (let layer = 0; layer < rows; layer++) {
+    context.fillStyle = css(tokens.panel)
+    context.fillRect(LEFT, HEAD + layer * row, view.width - LEFT, row - 1)
+    text(context, two(layer, rows), LEFT - 6, HEAD + (layer + 0.5) * row, tokens.faint, { align: "right" })
+  }
+  const words = view.state.missed ? "no frame yet; tried again each second" : "waiting for the first frame"
+  text(context, words, view.width / 2, HEAD + (row * rows) / 2, tokens.muted, { align: "center", size: 12.5 })
+}
+
+function cellWords(view, at, name) {
+  const { header, arrays } = view.frame
+  const index = at.layer * header.slots + at.expert
+  const count = arrays.counts.values[index]
+  if (at.expert >= header.experts) {
+    return [{ text: `${name} · skip slot`, strong: true }, { text: `${grouped(count)} tokens, expected 0` }]
+  }
+  const total = realTotal(view.frame, at.layer)
+  const share = total ? count / total : 0
+  const parts = [
+    `${(share * 100).toFixed(2)} % of tokens, fair ${(100 / header.experts).toFixed(2)} %`,
+    `${(share * header.experts).toFixed(2)}×`,
+    `bias ${signed(arrays.bias.values[index], 4)}`,
+    `last change ${signed(arrays.delta_bias.values[index], 5)}`,
+  ]
+  const old = view.stale && view.age !== null ? [{ text: `${duration(view.age)} old` }] : []
+  return [{ text: `${name} · expert ${at.expert}`, strong: true }, { text: parts.join("  ·  ") }, ...old]
+}
+

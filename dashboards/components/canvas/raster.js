@@ -1,0 +1,264 @@
+// One layer over time: expert load, CV over its floor and the balancing bias on one axis, with the gaps as gaps.
+//
+// A column is one sample. Where two samples stand further apart than usual nothing was measured: that stays hatched and
+// no line is drawn across it.
+
+import { axisOf, drawMarks, drawTicks } from "./raster_axis.js"
+import { css, hatch, line, loadColor, signed, text, two, veil, widthOf } from "./paint.js"
+
+const LEFT = 30
+const RIGHT = 74
+const TOP = 22
+const CV_HIGH = 58
+const BIAS_HIGH = 104
+const TITLE = 24
+const TICKS = 36
+const LABELLED = 4
+const LABEL_HIGH = 9.4
+
+export const raster = {
+  draw(view) {
+    if (!view.frame) return drawWaiting(view)
+    const plan = planOf(view)
+    const context = view.begin(plan.height)
+    view.plan = plan
+    drawLoad(context, view, plan)
+    drawCv(context, view, plan)
+    drawBias(context, view, plan)
+    drawMarks(context, view, plan)
+    drawTicks(context, view, plan)
+    drawTitles(context, view, plan)
+    drawCursor(context, view, plan)
+    if (view.stale) veil(context, view.tokens, LEFT, TOP, plan.wide, plan.loadHigh, view.staleWords())
+  },
+
+  at(view, x, y) {
+    const { plan } = view
+    if (!plan || x < LEFT || x >= LEFT + plan.wide || !plan.axis.count) return null
+    const expert = Math.floor((y - TOP) / plan.row)
+    return { column: plan.axis.columnAt(x - LEFT), expert: expert >= 0 && expert < plan.experts ? expert : null }
+  },
+
+  move(view, place, direction) {
+    const { plan } = view
+    if (!place) return { column: plan.axis.count - 1, expert: view.data.expert ?? 0 }
+    const step = { Up: [0, -1], Down: [0, 1], Left: [-1, 0], Right: [1, 0] }[direction] ?? [0, 0]
+    const clamp = (value, top) => Math.max(0, Math.min(top - 1, value))
+    return { column: clamp(place.column + step[0], plan.axis.count), expert: clamp((place.expert ?? 0) + step[1], plan.experts) }
+  },
+
+  pick(view, place) {
+    if (place.expert !== null) view.component.setTriggerValue("pick", { layer: view.data.layer, expert: place.expert })
+  },
+
+  words(view, place) {
+    const { plan, frame } = view
+    if (!plan || !place) return []
+    const { steps, cv, bias, share } = frame.arrays
+    const parts = [`CV ${cv.values[place.column].toFixed(2)}× floor`]
+    const name = place.expert === null ? "" : ` · expert ${place.expert}`
+    if (place.expert !== null) {
+      const index = place.expert * plan.axis.count + place.column
+      parts.unshift(`${(share.values[index] * plan.experts).toFixed(2)}×`)
+      parts.push(`bias ${signed(bias.values[index], 4)}`)
+    }
+    return [{ text: `step ${Math.round(steps.values[place.column])}${name}`, strong: true }, { text: parts.join("  ·  ") }]
+  },
+
+  label(view) {
+    if (!view.frame || !view.plan?.axis.count) return `Layer ${view.data.layer}: no samples in this window.`
+    const last = view.plan.axis.count - 1
+    const cv = view.frame.arrays.cv.values[last]
+    const far = farthest(view).map((expert) => `${expert} at ${now(view, expert).toFixed(2)} times its share`)
+    return `Layer ${view.data.layer} over time: CV is ${cv.toFixed(1)} times its floor at its end; farthest experts: ${far.join(", ")}.`
+  },
+}
+
+function planOf(view) {
+  const [experts, count] = view.frame.arrays.share.shape
+  const loadHigh = Math.max(120, Math.min(experts * 10, 224))
+  const wide = Math.max(60, view.width - LEFT - RIGHT)
+  const cvTop = TOP + loadHigh + TITLE
+  const biasTop = cvTop + CV_HIGH + TITLE
+  return {
+    experts, left: LEFT, wide, top: TOP, row: loadHigh / experts, loadHigh, cvTop, cvHigh: CV_HIGH, biasTop, biasHigh: BIAS_HIGH,
+    bottom: biasTop + BIAS_HIGH, height: biasTop + BIAS_HIGH + TICKS, axis: axisOf(view.frame, wide, count),
+  }
+}
+
+const now = (view, expert) => {
+  const { share } = view.frame.arrays
+  const [experts, count] = share.shape
+  return share.values[expert * count + count - 1] * experts
+}
+
+// The experts farthest from a fair share now, in the order of their numbers.
+function farthest(view) {
+  const [experts] = view.frame.arrays.share.shape
+  const far = (expert) => Math.abs(Math.log2(Math.max(now(view, expert), 0.01)))
+  return [...Array(experts).keys()]
+    .sort((one, other) => far(other) - far(one))
+    .slice(0, LABELLED)
+    .filter((expert) => far(expert) > Math.log2(1.1))
+    .sort((one, other) => one - other)
+}
+
+function drawLoad(context, view, plan) {
+  const { tokens, frame } = view
+  const { share } = frame.arrays
+  const far = new Set(farthest(view))
+  text(context, "expert load, × of 1/E", LEFT, 8, tokens.text, { size: 11.5, weight: 500 })
+  const until = view.data.until ?? null
+  text(context, until === null ? "now" : `step ${until}`, view.width - 30, 10, tokens.faint, { align: "right", size: 10.5 })
+  for (let expert = 0; expert < plan.experts; expert++) {
+    const y = TOP + expert * plan.row
+    const strong = far.has(expert)
+    const high = plan.row >= 4 ? plan.row - 1 : plan.row
+    for (let column = 0; column < plan.axis.count; column++) {
+      const value = share.values[expert * plan.axis.count + column] * plan.experts
+      const [x, wide] = plan.axis.span(column)
+      context.fillStyle = css(loadColor(tokens, value > 0 ? Math.log2(value) : -2))
+      context.fillRect(LEFT + x, y, wide, high)
+    }
+  }
+  nameExperts(context, view, plan, far)
+  for (const [from, to] of plan.axis.gaps) hatch(context, LEFT + from, TOP, to - from, plan.loadHigh, tokens.hatch)
+}
+
+// The numbers at both ends: first the experts that stand out, then as many of the others as have room.
+function nameExperts(context, view, plan, far) {
+  const { tokens } = view
+  const taken = []
+  const rest = [...Array(plan.experts).keys()].filter((expert) => !far.has(expert))
+  for (const expert of [...far, ...rest]) {
+    const y = TOP + (expert + 0.5) * plan.row
+    if (taken.some((other) => Math.abs(other - y) < LABEL_HIGH)) continue
+    taken.push(y)
+    const strong = far.has(expert)
+    const style = { align: "right", size: 10.5, weight: strong ? 600 : 400 }
+    const ink = expert === view.data.expert ? tokens.link : strong ? tokens.text : tokens.faint
+    text(context, String(expert), LEFT - 5, y, ink, style)
+    if (plan.axis.count) text(context, `${now(view, expert).toFixed(2)}×`, view.width - 30, y, ink, style)
+  }
+}
+
+function drawCv(context, view, plan) {
+  const { tokens, frame } = view
+  const { cv } = frame.arrays
+  let most = 6
+  for (const value of cv.values) if (Number.isFinite(value) && value > most) most = value
+  const top = Math.log2(most * 1.1)
+  const low = Math.log2(0.7)
+  const y = (value) => plan.cvTop + plan.cvHigh * (1 - (Math.log2(Math.max(value, 0.7)) - low) / (top - low))
+  const quiet = frame.header.settling
+  for (const [mark, color, ink] of [[4, tokens.fault, "fault-text"], [1.5, tokens.warn, "warn-text"]]) {
+    line(context, LEFT, y(mark), LEFT + plan.wide, y(mark), color, { dash: [1.5, 3] })
+    text(context, `${mark}×`, LEFT - 5, y(mark), tokens[ink], { align: "right", size: 10.5 })
+  }
+  strokeSeries(context, plan, (column) => y(cv.values[column]), tokens.text, 1.3)
+  for (const [from, to] of plan.axis.gaps) hatch(context, LEFT + from, plan.cvTop, to - from, plan.cvHigh, tokens.hatch)
+  if (!plan.axis.count) return
+  const last = cv.values[plan.axis.count - 1]
+  const ink = quiet || last < 1.5 ? tokens.muted : last >= 4 ? tokens["fault-text"] : tokens["warn-text"]
+  text(context, `${last.toFixed(1)}×`, LEFT + plan.wide + 6, y(last), ink, { size: 11.5, weight: 600 })
+}
+
+function drawBias(context, view, plan) {
+  const { tokens, frame } = view
+  const { bias } = frame.arrays
+  const { count } = plan.axis
+  const change = (expert, column) => bias.values[expert * count + column] - bias.values[expert * count]
+  let [low, high] = [-1e-6, 1e-6]
+  for (let expert = 0; expert < plan.experts; expert++) {
+    for (let column = 0; column < count; column++) {
+      const value = change(expert, column)
+      if (value < low) low = value
+      if (value > high) high = value
+    }
+  }
+  const pad = (high - low) * 0.08
+  const y = (value) => plan.biasTop + (plan.biasHigh * (high + pad - value)) / (high - low + 2 * pad)
+  line(context, LEFT, y(0), LEFT + plan.wide, y(0), tokens.rule)
+  text(context, "0", LEFT - 5, y(0), tokens.faint, { align: "right", size: 10.5 })
+  const far = farthest(view)
+  const order = [...Array(plan.experts).keys()].sort((one, other) => far.includes(one) - far.includes(other))
+  for (const expert of order) {
+    const strong = far.includes(expert)
+    // The bias rises where the load is too small: its line wears the colour of the load it answers.
+    const load = count ? Math.log2(Math.max(now(view, expert), 0.01)) : 0
+    const color = strong ? loadColor(tokens, load < 0 ? Math.min(load, -0.8) : Math.max(load, 0.8)) : tokens.off
+    strokeSeries(context, plan, (column) => y(change(expert, column)), color, strong ? 1.6 : 0.7)
+  }
+  for (const [from, to] of plan.axis.gaps) hatch(context, LEFT + from, plan.biasTop, to - from, plan.biasHigh, tokens.hatch)
+  line(context, LEFT, plan.bottom, LEFT + plan.wide, plan.bottom, tokens["strong-rule"])
+  labelBias(context, view, plan, far, change, y, high - low)
+}
+
+function labelBias(context, view, plan, far, change, y, span) {
+  const { tokens } = view
+  const last = plan.axis.count - 1
+  if (last < 0) return
+  const digits = span >= 0.02 ? 3 : span >= 0.002 ? 4 : 5
+  let below = -Infinity
+  for (const expert of [...far].sort((one, other) => change(other, last) - change(one, last))) {
+    const at = Math.max(y(change(expert, last)), below + 12)
+    below = at
+    text(context, String(expert), LEFT + plan.wide + 6, at, tokens.text, { size: 11, weight: 600 })
+    text(context, signed(change(expert, last), digits), LEFT + plan.wide + 24, at, tokens.muted, { size: 10.5 })
+  }
+}
+
+// A line through the samples, broken at every gap and at every value that is not known.
+function strokeSeries(context, plan, y, color, width) {
+  context.beginPath()
+  let drawn = false
+  for (let column = 0; column < plan.axis.count; column++) {
+    const [x, wide] = plan.axis.span(column)
+    const at = y(column)
+    if (plan.axis.breaksBefore(column)) drawn = false
+    if (!Number.isFinite(at)) {
+      drawn = false
+      continue
+    }
+    drawn ? context.lineTo(LEFT + x + wide / 2, at) : context.moveTo(LEFT + x + wide / 2, at)
+    drawn = true
+  }
+  context.lineWidth = width
+  context.strokeStyle = css(color)
+  context.stroke()
+}
+
+// The names of the parts, over the lines that run through all of them.
+function drawTitles(context, view, plan) {
+  const { tokens, frame } = view
+  const floor = frame.header.floor_cv
+  const titles = [
+    [plan.cvTop, "CV ÷ sampling floor", floor ? `floor ${floor.toFixed(3)}: perfect balance with this batch` : ""],
+    [plan.biasTop, "balancing bias b, change since window start", ""],
+  ]
+  for (const [top, words, more] of titles) {
+    const strong = widthOf(context, words, 11.5, 500)
+    const wide = strong + (more ? widthOf(context, more, 10.5) + 16 : 4)
+    context.fillStyle = css(tokens.bg)
+    context.fillRect(LEFT, top - 19, wide, 16)
+    text(context, words, LEFT, top - 11, tokens.text, { size: 11.5, weight: 500 })
+    text(context, more, LEFT + strong + 12, top - 11, tokens.faint, { size: 10.5 })
+  }
+}
+
+function drawCursor(context, view, plan) {
+  if (!view.cursor || view.cursor.column >= plan.axis.count) return
+  const [x, wide] = plan.axis.span(view.cursor.column)
+  line(context, LEFT + x + wide / 2, TOP, LEFT + x + wide / 2, plan.bottom, view.tokens.muted)
+}
+
+function drawWaiting(view) {
+  const high = TOP + 160 + TITLE + CV_HIGH + TITLE + BIAS_HIGH + TICKS
+  const context = view.begin(high)
+  const words = view.state.missed ? `no samples of layer ${two(view.data.layer ?? 0, 40)} yet` : "waiting for the samples"
+  for (const [top, size] of [[TOP, 160], [TOP + 160 + TITLE, CV_HIGH], [TOP + 160 + 2 * TITLE + CV_HIGH, BIAS_HIGH]]) {
+    context.fillStyle = css(view.tokens.panel)
+    context.fillRect(LEFT, top, Math.max(20, view.width - LEFT - RIGHT), size)
+  }
+  text(context, words, view.width / 2, TOP + 80, view.tokens.muted, { align: "center", size: 12.5 })
+}

@@ -1,0 +1,206 @@
+"""The reference trainer: one process a rank under torchrun (gloo), data parallel, level 2 of the contract.
+
+A step is: forward and backward on this rank's share, sum the gradients and the expert counts over ranks, clip, move
+weights and biases, tell the probe and the heartbeat, then look whether somebody asked to save or stop. Stages other
+than pretraining, sharding and generation are not here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from agents.probe.attach import attach
+from jobs.contract import (
+    ContractError,
+    Environment,
+    Exit,
+    ExitRecord,
+    HeartbeatWriter,
+    StopFlag,
+    announce_checkpoint,
+    data_index,
+    save_deadline_s,
+    write_exit_record,
+)
+from jobs.zaya import checkpoint
+from jobs.zaya.config import read_config
+from jobs.zaya.learner import Learner, NumericsError
+
+
+class TooLateError(Exception):
+    """A stop left less time than a save needs: what was computed since the last one is lost, and no half save begun."""
+
+
+def agreed(flag: StopFlag, world: int, too_late: bool) -> tuple[bool, bool, bool]:
+    """(stop, save, too late to save) as all ranks agree: a drain may signal one node only."""
+    wishes = torch.tensor([flag.stop, flag.stop or flag.save, too_late], dtype=torch.int32)
+    flag.save = False
+    if world > 1:
+        dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
+    return bool(wishes[0]), bool(wishes[1]), bool(wishes[2])
+
+
+class Job:
+    """One attempt of one rank: from the environment to an exit code."""
+
+    def __init__(self, environment: Environment, rank: int, world: int, beat: HeartbeatWriter, flag: StopFlag) -> None:
+        self.environment, self.rank, self.world, self.beat, self.flag = environment, rank, world, beat, flag
+        self.step = 0
+        self.stepped_at = time.time()
+        self.save_seconds = 0.0  # the longest save so far
+
+    def restore(self) -> None:
+        """Builds the learner and loads exactly what the controller names, or the weights of the stage before."""
+        self.beat.phase("load")
+        model_config, self.config = read_config()
+        self.learner = Learner(model_config, self.config, self.rank, self.world)
+        resume, init = self.environment.resume_from, self.environment.init_from
+        if resume is not None:
+            manifest, state = checkpoint.load(resume)
+            if manifest.extra.get("text") != self.learner.text.sha256:
+                raise ContractError(
+                    f"the checkpoint {resume} was trained on another text: its place in it means nothing"
+                )
+            self.learner.load(state)
+            if checkpoint.bias_checksum(self.learner.balancer.biases) != manifest.bias_checksum:
+                raise ContractError(f"the checkpoint {resume} holds other balancing biases than its manifest says")
+            self.step = manifest.step
+        elif init is not None:
+            _, state = checkpoint.load(init)
+            self.learner.load_weights(state)
+
+    def save(self) -> None:
+        """A checkpoint of the last completed step; raises NumericsError on every rank alike if it is worth nothing."""
+        self.beat.phase("checkpoint")
+        begun = time.monotonic()
+        if not bool(self.learner.optimizer.values.isfinite().all()):
+            raise NumericsError(f"the weights are not finite after step {self.step}")
+        if self.rank == 0:
+            directory, manifest = checkpoint.save(
+                self.environment,
+                self.learner.state(),
+                step=self.step,
+                world=self.world,
+                data_position=data_index(self.step + 1, self.environment.skip_steps),
+                biases=self.learner.balancer.biases,
+                state_at_s=self.stepped_at,
+                extra={"text": self.learner.text.sha256},
+            )
+            problem = announce_checkpoint(self.environment, directory, manifest)
+            print(f"saved step {self.step}" + (f"; not announced: {problem}" if problem else ""), flush=True)
+        if self.world > 1:
+            dist.barrier()
+        self.save_seconds = max(self.save_seconds, time.monotonic() - begun)
+        self.beat.phase("train")
+
+    def too_late(self) -> bool:
+        """Whether a stop was asked for and a save like those before would not be complete in time."""
+        deadline_s = save_deadline_s(self.environment) if self.flag.stop else None
+        return deadline_s is not None and time.time() + self.save_seconds > deadline_s
+
+    def run(self) -> Exit:
+        """Trains to the last step, or until asked to stop."""
+        if self.world > 1:
+            dist.init_process_group("gloo")
+        self.restore()
+        probe = attach(self.learner.model)
+        self.beat.phase("train")
+        try:
+            while self.step < self.config.steps:
+                self._one_step(probe.step)
+                stop, save, too_late = agreed(self.flag, self.world, self.too_late())
+                last = self.step == self.config.steps
+                if too_late and not last:
+                    raise TooLateError(f"told to stop at step {self.step} with too little time left to save it")
+                if save or last or self.step % self.config.checkpoint_every == 0:
+                    self.save()
+                if stop and not last:
+                    return Exit.SAVED
+            return Exit.DONE
+        finally:
+            probe.close()
+
+    def _one_step(self, tell: Callable[..., None]) -> None:
+        begun = time.perf_counter()
+        number = self.step + 1
+        index = data_index(number, self.environment.skip_steps)
+        done = self.learner.step(number, index)
+        self.step, self.stepped_at = number, time.time()
+        seconds = time.perf_counter() - begun
+        tell(
+            number,
+            loss=done.loss,
+            grad_norm=done.grad_norm,
+            step_seconds=seconds,
+            tokens=done.tokens,
+            learning_rate=done.learning_rate,
+            data_position=index,
+        )
+        self.learner.reset_counts()
+        self.beat.step(number)
+        if self.rank == 0 and number % 10 == 0:
+            print(f"step {number}: loss {done.loss:.3f}, gradient {done.grad_norm:.2f}, {seconds:.2f} s", flush=True)
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, ContractError):
+        return Exit.CONFIG
+    if isinstance(error, TooLateError):
+        return Exit.UNSAVED
+    return Exit.NUMERICS if isinstance(error, NumericsError) else 1
+
+
+def _leave_record(record: ExitRecord) -> None:
+    """Beside the heartbeats, even when the rest of the environment could not be read."""
+    directory = os.environ.get("TRIMTAB_HEARTBEAT_DIR")
+    if directory:
+        write_exit_record(Path(directory), record)
+
+
+def attempt(flag: StopFlag, rank: int, world: int) -> int:
+    """Runs the attempt; every end leaves an exit record. An unexpected error is 1."""
+    job: Job | None = None
+    beat: HeartbeatWriter | None = None
+    code: int = 1
+    name, message, trace = "", "", ""
+    try:
+        environment = Environment.read()
+        beat = HeartbeatWriter(environment, rank, world)
+        job = Job(environment, rank, world, beat, flag)
+        code = job.run()
+    except Exception as error:
+        code, name, message = _code_of(error), type(error).__name__, str(error)
+        trace = "".join(traceback.format_exception(error))
+        print(trace, file=sys.stderr, flush=True)
+    phase = beat.current if beat else "start"
+    _leave_record(ExitRecord(rank, code, phase, job.step if job else None, name, message, trace[-8000:], time.time()))
+    if beat is not None:
+        beat.phase("exit", error=message or None)
+    if dist.is_initialized() and not trace:
+        dist.destroy_process_group()
+    return code
+
+
+def main() -> int:
+    """Exit codes of the contract."""
+    flag = StopFlag()
+    parser = argparse.ArgumentParser(
+        prog="jobs.zaya.train", description="Trains the reference model; see jobs/contract."
+    )
+    parser.add_argument("--config", choices=["toy"], default="toy", help="the shapes to start from")
+    parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return attempt(flag, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Every rule of the agents' file: fires, does not fire just below, clears; and healthy noise is no fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from agents.node.sources.simulated import DRILLS, SimulatedSource
+from agents.readings import GPU_INDEX, GPU_METRICS, NIC_INDEX, UNKNOWN, Fault, NodeSample
+from agents.rules.evaluate import Attribution, Evaluator
+from agents.rules.load import DEFAULT_PATH, RuleError, load_rules, parse_rules
+
+WHO = Attribution("run-1", 2, 5)
+
+
+@dataclass
+class Bench:
+    """A node whose registers a test sets, second by second, under the shipped rules."""
+
+    source: SimulatedSource = field(default_factory=lambda: SimulatedSource("node-a", 0.0))
+    at: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+    who: Attribution = WHO
+    every: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.evaluator = Evaluator(load_rules(), "node-a", "boot", self.source.facts())
+        self.source.follow(3.0)
+        self.gpu: dict[int, dict[str, int]] = {}
+        self.nic: dict[int, dict[str, int]] = {}
+
+    def run(self, seconds: int) -> list[Fault]:
+        """Lets time pass; returns what began or ended in it."""
+        found: list[Fault] = []
+        for _ in range(seconds):
+            self.at += self.every
+            found += self.evaluator.check(self._sample(), self.who)
+        self.faults += found
+        return found
+
+    def _sample(self) -> NodeSample:
+        sample = self.source.sample(self.at, self.at)
+        gpus, nics = [list(row) for row in sample.gpus], [list(row) for row in sample.nics]
+        for rows, index, changes in ((gpus, GPU_INDEX, self.gpu), (nics, NIC_INDEX, self.nic)):
+            for number, values in changes.items():
+                for name, value in values.items():
+                    rows[number][index[name]] = value
+        return NodeSample(self.at, self.at, tuple(map(tuple, gpus)), tuple(map(tuple, nics)), sample.kernel)
+
+
+def fired(found: list[Fault]) -> list[tuple[str, str, str]]:
+    return [(fault.rule, fault.entity, fault.state) for fault in found]
+
+
+@pytest.mark.parametrize(
+    ("drill", "rule", "after"),
+    [
+        ("hbm-uncorrectable", "hbm-uncorrectable", 1),
+        ("other-uncorrectable", "other-uncorrectable", 1),
+        ("xgmi-uncorrectable", "xgmi-uncorrectable", 1),
+        ("xgmi-degraded", "xgmi-degraded", 4),
+        ("gpu-lost", "gpu-lost", 4),
+        ("gpu-reset", "gpu-reset", 1),
+        ("smu-frozen", "smu-frozen", 4),
+    ],
+)
+def test_a_drill_fires_its_rule_and_repair_clears_it(drill: str, rule: str, after: int) -> None:
+    bench = Bench()
+    bench.run(30)
+    assert bench.source.apply_drill(drill, 3) == ""
+    assert fired(bench.run(after + 1)) == [(rule, "gpu3", "firing")]
+    assert fired(bench.run(60)) == []
+    if drill != "gpu-reset":
+        assert bench.source.apply_drill("clear", 3) == ""
+    assert fired(bench.run(1000)) == [(rule, "gpu3", "clear")]
+    assert bench.faults[0].id == bench.faults[1].id
+
+
+def test_a_nic_without_a_link_alerts_at_once_and_asks_for_a_restart_after_ten_seconds_of_a_job() -> None:
+    bench = Bench()
+    bench.run(30)
+    bench.source.apply_drill("nic-down", 2)
+    assert fired(bench.run(9)) == [("nic-down", "nic2", "firing")]
+    assert fired(bench.run(3)) == [("nic-down-long", "nic2", "firing")]
+    bench.source.apply_drill("clear", 2)
+    assert {state for _, _, state in fired(bench.run(200))} == {"clear"}
+
+
+def test_a_nic_without_a_link_and_without_a_job_only_alerts() -> None:
+    bench = Bench(who=Attribution())
+    bench.run(30)
+    bench.source.apply_drill("nic-down", 2)
+    assert fired(bench.run(120)) == [("nic-down", "nic2", "firing")]
+
+
+def test_heat_alerts_above_five_percent_of_a_minute_and_drains_above_a_quarter_of_five() -> None:
+    bench = Bench()
+    bench.run(400)
+    bench.source.apply_drill("thermal", 1)
+    rules = [rule for rule, _, _ in fired(bench.run(400))]
+    assert rules == ["thermal", "thermal-severe"]
+    bench.source.apply_drill("clear", 1)
+    assert {rule for rule, _, state in fired(bench.run(900)) if state == "clear"} == {"thermal", "thermal-severe"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "seconds"),
+    [("present", 0, 3), ("xgmi_links_up", 6, 3), ("accumulation_ticks", 12_345, 3)],
+)
+def test_two_bad_samples_and_a_good_one_are_not_a_fault(metric: str, value: int, seconds: int) -> None:
+    bench = Bench()
+    bench.run(20)
+    for _ in range(5):
+        bench.gpu = {4: {metric: value}}
+        assert bench.run(seconds - 1) == []
+        bench.gpu = {}
+        assert bench.run(3) == []
+
+
+def test_heat_just_below_the_threshold_is_not_a_fault() -> None:
+    bench = Bench()
+    for second in range(600):
+        bench.gpu = {0: {"throttle_thermal_ticks": 50 * second, "accumulation_ticks": 1000 * second}}
+        assert bench.run(1) == []
+
+
+def test_errors_that_were_there_before_are_not_new() -> None:
+    bench = Bench()
+    bench.gpu = {0: {"ecc_hbm_uncorrectable_total": 41}}
+    assert bench.run(50) == []
+    bench.gpu = {0: {"ecc_hbm_uncorrectable_total": 42}}
+    found = bench.run(1)
+    assert fired(found) == [("hbm-uncorrectable", "gpu0", "firing")]
+    assert found[0].value == 1
+
+
+def test_a_counter_that_goes_back_is_a_reset_and_not_a_fault() -> None:
+    bench = Bench()
+    bench.gpu = {0: {"ecc_hbm_uncorrectable_total": 41}}
+    bench.run(10)
+    bench.gpu = {0: {"ecc_hbm_uncorrectable_total": 0}}
+    assert bench.run(10) == []
+    bench.gpu = {0: {"ecc_hbm_uncorrectable_total": 1}}
+    assert fired(bench.run(1)) == [("hbm-uncorrectable", "gpu0", "firing")]
+
+
+def test_what_cannot_be_read_is_no_evidence() -> None:
+    bench = Bench()
+    bench.run(20)
+    bench.gpu = {2: {metric.name: UNKNOWN for metric in GPU_METRICS}}
+    assert bench.run(600) == []
+
+
+def test_a_fault_knows_its_last_clean_sample_and_whom_it_hit() -> None:
+    bench = Bench()
+    bench.run(20)
+    bench.source.apply_drill("hbm-uncorrectable", 6)
+    (fault,) = bench.run(1)
+    assert (fault.last_clean_s, fault.onset_s, fault.observed_s) == (20.0, 21.0, 21.0)
+    assert (fault.run_id, fault.attempt_no, fault.rank) == ("run-1", 2, 5)
+    assert "GPU 6 of node-a" in fault.sentence
+
+
+def test_baselines_survive_a_restart_of_the_agent() -> None:
+    bench = Bench()
+    bench.gpu = {0: {"ecc_hbm_uncorrectable_total": 3}}
+    bench.run(5)
+    later = Evaluator(load_rules(), "node-a", "boot", bench.source.facts(), bench.evaluator.baselines)
+    bench.evaluator = later
+    bench.gpu = {0: {"ecc_hbm_uncorrectable_total": 5}}
+    assert fired(bench.run(1)) == [("hbm-uncorrectable", "gpu0", "firing")]
+
+
+def test_a_virtual_day_of_healthy_noise_is_no_fault() -> None:
+    bench = Bench(every=4.0)
+    for hour in range(24):
+        bench.source.follow(3.0 if hour % 3 else None)
+        assert bench.run(900) == []
+    assert sum(gpu.ecc.get("hbm_correctable", 0) for gpu in bench.source._gpus) > 0, "the day had its small errors"
+
+
+def test_every_drill_belongs_to_a_rule() -> None:
+    rules = {rule.id for rule in load_rules()}
+    assert {drill for drill in DRILLS if drill != "clear"} <= rules
+
+
+def test_a_rule_file_is_refused_whole_with_every_problem() -> None:
+    text = DEFAULT_PATH.read_text()
+    broken = text.replace('signal = "still"', 'signal = "stil"').replace("threshold = 25", 'threshold = "hot"')
+    with pytest.raises(RuleError) as caught:
+        parse_rules(broken)
+    assert "smu-frozen: signal" in str(caught.value)
+    assert "thermal-severe: threshold" in str(caught.value)
+    for wrong in ("version = 9", "[[rule]]\nid = 1", "not toml ["):
+        with pytest.raises(RuleError):
+            parse_rules(wrong)
+
+
+def test_a_rule_twice_or_on_an_unknown_metric_is_refused() -> None:
+    text = DEFAULT_PATH.read_text()
+    first = text[text.index("[[rule]]") : text.index("[[rule]]", text.index("[[rule]]") + 1)]
+    with pytest.raises(RuleError, match="given twice"):
+        parse_rules(text + "\n" + first)
+    with pytest.raises(RuleError, match="powr_w is not a metric"):
+        parse_rules(text.replace('metrics = ["present"]', 'metrics = ["powr_w"]'))

@@ -1,0 +1,49 @@
+"""Nodes over HTTP: out of service and back, and what has to be said before a faulty one returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from faulty import add_fault
+
+from controlplane.store import audit, events
+
+
+@pytest.mark.parametrize("action", ["drain", "restart", "rma"])
+def test_a_node_that_still_fires_returns_only_by_force_and_with_a_reason(api: Any, action: str) -> None:
+    operator, path = api.token(role="operator", subject="ada"), "nodes/node-a/uncordon"
+    api.report("node-a")
+    api.call("POST", "nodes/node-a/cordon", operator, json={"reason": "memory"})
+    told = add_fault(api.context.store, action=action)
+    for body in ({}, {"reason": "it looks fine"}, {"force": True}, {"force": True, "reason": "  "}):
+        refused = api.call("POST", path, operator, json=body)
+        assert (refused.status_code, refused.json()["code"]) == (409, "node_still_fires")
+        assert told.sentence in refused.json()["detail"] and "--force --reason" in refused.json()["hint"]
+    assert api.call("GET", "nodes/node-a", operator).json()["cordoned"]
+    forced = api.call("POST", path, operator, json={"force": True, "reason": "a drill."})
+    assert forced.json() == {"node": "node-a", "cordoned": False, "firing": [told.sentence]}
+    node = api.call("GET", "nodes/node-a", operator).json()
+    assert (node["cordoned"], node["state_reason"]) == (False, "returned to service by ada: a drill")
+    with api.context.store.read() as session:
+        line = events.listed(session, node="node-a")[-1]
+        assert line.sentence == f"ada returned node-a to service although {told.sentence}: a drill."
+        assert audit.listed(session)[0].detail == {"reason": "a drill.", "force": True, "firing": [told.sentence]}
+
+
+@pytest.mark.parametrize(("action", "state"), [("alert", "firing"), ("restart", "clear")])
+def test_an_alert_or_what_has_cleared_keeps_no_node_out(api: Any, action: str, state: str) -> None:
+    operator = api.token(role="operator", subject="ada")
+    api.report("node-a")
+    add_fault(api.context.store, action=action)
+    add_fault(api.context.store, action=action, state=state)
+    add_fault(api.context.store, "node-b")
+    answer = api.call("POST", "nodes/node-a/uncordon", operator, json={})
+    assert (answer.status_code, answer.json()["firing"]) == (200, [])
+    assert api.call("GET", "nodes/node-a", operator).json()["state_reason"] == "returned to service by ada"
+
+
+@pytest.mark.parametrize("verb", ["cordon", "uncordon"])
+def test_a_node_that_is_none_is_not_found(api: Any, verb: str) -> None:
+    answer = api.call("POST", f"nodes/nowhere/{verb}", api.token(role="operator"), json={"force": True, "reason": "x"})
+    assert answer.status_code == (422 if verb == "cordon" else 404)

@@ -1,0 +1,297 @@
+"""Now, Fleet and Experts as their readers meet them: normal, empty, broken, hostile; and that a click acts once."""
+
+from collections.abc import Iterator
+
+import fake_api
+import pytest
+from fake_api import World, incident_row, run_row, serving
+from fake_fleet import HOSTILE, Fleet, Training
+from pages_under_test import labels, markup, open_page, shown
+from streamlit.testing.v1 import AppTest
+
+from dashboards import data
+from dashboards.views import fleet_node
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with serving(World(Training(layers=8), Fleet(4), [run_row()])) as found:
+        monkeypatch.setenv("TRIMTAB_API_URL", found.url)
+        monkeypatch.setattr(data, "token", lambda: "tt_login_operator")
+        yield found
+
+
+def page(name: str, **query: str) -> AppTest:
+    opened = open_page(name, **query)
+    assert not opened.exception, opened.exception
+    return opened
+
+
+def canvases(opened: AppTest) -> list[str]:
+    """The kinds of live pictures on the page, in order."""
+    import json
+
+    kinds = []
+    for block in opened.get("bidi_component"):
+        proto = block.proto
+        kinds.append(json.loads(proto.json)["kind"] if proto.json else "")
+    return kinds
+
+
+def test_now_tells_what_needs_a_person_and_the_rest(world: World) -> None:
+    opened = page("now")
+    text = markup(opened)
+    for part in ("Two things need a person.", "Return or replace sim-node-017.", "2 h 12 m, nobody on it", "SIMULATED"):
+        assert part in text
+    assert "zaya1-8b-pt2" in text and "INC-0415" in text and "23.7 M tok/s" in text
+    assert sorted(canvases(opened)) == ["badge", "ribbon"]
+    assert labels(opened) == {"Open INC-0412": True, "Take it": True, "Open layer 31": True}
+
+
+def test_now_without_anything_says_so_and_shows_no_zero(world: World) -> None:
+    world.now = {
+        **fake_api.now_view(world),
+        "sentence": {"lead": "Nothing needs a person.", "rest": ""},
+        "fleet": {"nodes": 0, "gpus": 0, "counts": {}},
+        "simulated": False,
+        "age_s": None,
+        **{name: [] for name in ("needs", "tiles", "running", "incidents", "lost")},
+    }
+    opened = page("now")
+    text = markup(opened)
+    for part in ("Nothing needs a person.", "No node has reported yet.", "Nothing runs.", "None is open."):
+        assert part in text
+    assert "SIMULATED" not in text and "ribbon" not in canvases(opened)
+    assert not opened.get("echarts_chart")
+
+
+def test_now_lists_the_worst_needs_and_counts_the_rest(world: World) -> None:
+    view = fake_api.now_view(world)
+    view["needs"] = [{**view["needs"][0], "incident": number, "link": None} for number in range(1, 8)]
+    view["incidents_open"] = 60
+    world.now = view
+    opened = page("now")
+    assert sum(label.startswith("Open INC") for label in labels(opened)) == 4
+    text = markup(opened)
+    assert "and 3 more" in text and "open 60" in text
+
+
+def test_now_shows_where_a_restarting_run_starts_from(world: World) -> None:
+    world.runs = [run_row(step=480, steps=600, progress=0.8, starts_from=480, eta=None, tokens_per_s=None)]
+    assert "starts from 480" in markup(page("now"))
+
+
+def test_now_takes_an_incident_once(world: World) -> None:
+    opened = page("now")
+    next(button for button in opened.button if button.label == "Take it").click().run()
+    assert [(path, body) for path, _, body in world.posts] == [("incidents/412/ack", {})]
+    assert world.posts[0][1]
+
+
+def test_a_viewer_looks_but_does_not_act(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "token", lambda: "tt_login_viewer")
+    assert labels(page("now"))["Take it"] is False
+    acts = labels(page("fleet", node="sim-node-00"))
+    assert (acts["Cordon…"], acts["Drill…"]) == (False, False)
+
+
+def test_fleet_names_what_is_out_worst_first(world: World) -> None:
+    opened = page("fleet")
+    text = markup(opened)
+    assert "1 node out: sim-node-02." in text and "GPU 3 reported 1,893 uncorrectable memory errors." in text
+    assert "SIMULATED" in text and "training 16" in text
+    assert sorted(canvases(opened)) == ["badge", "fleet", "histogram", "histogram"]
+
+
+def test_fleet_opens_the_node_that_the_address_names(world: World) -> None:
+    opened = page("fleet", node="sim-node-02")
+    text = markup(opened)
+    for part in (
+        "<h1>sim-node-02</h1>",
+        "quarantined, cordoned",
+        "1,893",
+        "rule hbm_uncorrectable matched",
+        "8 of 8 links up",
+    ):
+        assert part in text
+    assert labels(opened)["Return to service…"]
+
+
+def test_fleet_real_nodes_have_no_drill_and_no_chip(world: World) -> None:
+    world.fleet = Fleet(4, simulated=False)
+    opened = page("fleet", node="sim-node-00")
+    assert "Drill…" not in labels(opened) and "SIMULATED" not in markup(opened)
+
+
+def test_fleet_cordons_once_with_its_reason(world: World) -> None:
+    opened = page("fleet", node="sim-node-00")
+    opened.button(key="node_cordon").click().run()
+    opened.text_input(key="node_why").set_value("fan noise").run()
+    opened.button(key="node_dialog_do").click().run()
+    assert [(path, body) for path, _, body in world.posts] == [("nodes/sim-node-00/cordon", {"reason": "fan noise"})]
+    assert world.posts[0][1]
+    back = page("fleet", node="sim-node-00")
+    assert "Return to service…" in labels(back) and "<b>fan noise</b>" not in markup(back)
+    back.button(key="node_uncordon").click().run()
+    assert not back.checkbox and len(world.posts) == 1, "nothing is sent before it is said what happens"
+    back.button(key="node_dialog_do").click().run()
+    assert world.posts[1][::2] == ("nodes/sim-node-00/uncordon", {"reason": ""})
+
+
+def test_fleet_returns_a_faulty_node_only_to_who_says_so_and_why(world: World) -> None:
+    opened = page("fleet", node="sim-node-02")
+    opened.button(key="node_uncordon").click().run()
+    text = markup(opened)
+    assert "GPU 3 reported 1,893 uncorrectable memory errors" in text and "INC-0412" in text
+    opened.button(key="node_dialog_do").click().run()
+    assert any("still fires" in str(block.value) for block in opened.error)
+    opened.checkbox(key="node_force").check().run()
+    opened.button(key="node_dialog_do").click().run()
+    assert any("Say why" in str(block.value) for block in opened.error)
+    opened.text_input(key="node_why").set_value("memory replaced").run()
+    opened.button(key="node_dialog_do").click().run()
+    assert [body for _, _, body in world.posts] == [
+        {"reason": ""},
+        {"reason": "memory replaced", "force": True},
+    ]
+    assert len({key for _, key, _ in world.posts}) == 2, "what says more is another request"
+    assert "node_dialog" not in opened.session_state
+
+
+def test_fleet_calls_no_node_healthy_that_has_a_finding(world: World) -> None:
+    row = world.fleet.view("sim-node-02")
+    assert row is not None
+    serving_it = {**row, "state": "healthy", "cordoned": False, "state_reason": "by admin"}
+    assert fleet_node.state_words(serving_it) == ("fault", "×", "in service")
+    assert "by admin" not in fleet_node.reason(serving_it)
+    long = f"{fleet_node.headline(row)} so the run restarts without it."
+    assert fleet_node.why_out({**row, "cordoned": True, "state_reason": long}) == "for that finding"
+    assert fleet_node.why_out({**row, "cordoned": True, "state_reason": "fan noise"}) == "fan noise"
+    assert fleet_node.state_words({**serving_it, "findings": []}) == ("ok", "●", "healthy")
+    told = fleet_node.happened(
+        [{"at_s": 1.0, "sentence": fleet_node.headline(row), "detail": "hbm-uncorrectable", "level": "fault"}],
+        fleet_node.headline(row),
+    )
+    assert "1,893" not in told and "rule hbm-uncorrectable fires" in told
+
+
+def test_fleet_starts_a_drill_once(world: World) -> None:
+    opened = page("fleet", node="sim-node-00")
+    opened.button(key="node_drill").click().run()
+    opened.selectbox(key="drill_gpu").set_value(5).run()
+    opened.button(key="node_dialog_do").click().run()
+    assert [(path, body) for path, _, body in world.posts] == [
+        ("nodes/sim-node-00/drills", {"kind": "hbm-uncorrectable", "gpu": 5})
+    ]
+
+
+def test_fleet_without_nodes_says_how_to_get_one(world: World) -> None:
+    world.fleet = Fleet(0)
+    assert "No node has reported yet." in markup(page("fleet"))
+
+
+def test_fleet_an_unknown_node_says_so_and_can_be_closed(world: World) -> None:
+    opened = page("fleet", node="nobody")
+    assert "There is no such node." in markup(opened)
+    opened.button(key="node_close").click().run()
+    assert "node" not in opened.query_params
+
+
+def test_experts_shows_the_run_and_the_layer_of_the_address(world: World) -> None:
+    opened = page("experts", layer="5", expert="3")
+    text = markup(opened)
+    for part in ("<h2>Layer 5</h2>", "SIMULATED"):
+        assert part in text
+    assert canvases(opened) == ["sentence", "badge", "tiles", "experts", "layers", "raster", "controller"]
+    assert shown(opened, "sentence")["first"]["lead"] == "Layer 23 sends 2.1× its share to expert 7"
+    assert [tile["label"] for tile in shown(opened, "tiles")["first"]][:2] == ["worst layer", "median layer"]
+
+
+def test_experts_of_a_large_model_have_their_table_behind_a_choice(world: World) -> None:
+    world.training = Training(layers=40)
+    opened = page("experts")
+    assert "layers" not in canvases(opened)
+    opened.segmented_control(key="experts_mode").set_value("Table").run()
+    assert canvases(opened)[:4] == ["sentence", "badge", "tiles", "layers"]
+
+
+def test_experts_replays_the_step_of_the_address(world: World) -> None:
+    world.summary = fake_api.summary_view(world.training)
+    opened = page("experts", step="36890")
+    assert opened.slider(key="experts_step").value == 36890
+    for kind in ("sentence", "tiles", "experts", "layers"):
+        told = shown(opened, kind)
+        assert (told["url"], told["once"]) == ("/frames/experts/run-01?step=36890", True), kind
+    raster = shown(opened, "raster")
+    assert "to=36890" in raster["url"] and (raster["until"], raster["once"]) == (36890, True)
+    assert f"now, step {shown_step(world)}" in markup(opened), "what is not of that step says so"
+    opened.segmented_control(key="experts_when").set_value("Live").run()
+    assert "step" not in opened.query_params and not opened.slider
+    assert shown(opened, "tiles")["url"] == "/frames/experts/run-01"
+
+
+def shown_step(world: World) -> str:
+    assert world.summary is not None
+    return f"{world.summary['step']:,}"
+
+
+def test_experts_finds_a_run_however_old_it_is(world: World) -> None:
+    world.older = [run_row("old-1", "old"), run_row("old-2")]
+    world.training.run = "old-1"
+    for named in ("old-1", "old"):
+        opened = page("experts", run=named)
+        assert opened.selectbox(key="experts_run").value == "old-1"
+        assert shown(opened, "experts")["url"] == "/frames/experts/old-1"
+
+
+def test_experts_of_a_run_that_is_not_there_shows_no_other(world: World) -> None:
+    opened = page("experts", run="nope")
+    assert "There is no run nope." in markup(opened) and canvases(opened) == []
+
+
+@pytest.mark.parametrize("layer", ["99", "-1", "x", "1e3", "²"])
+def test_experts_an_address_that_names_nothing_falls_back(world: World, layer: str) -> None:
+    world.summary = {**fake_api.summary_view(world.training), "worst_layer": {"layer": 3}}
+    assert "<h2>Layer 3</h2>" in markup(page("experts", layer=layer, expert=layer))
+
+
+def test_experts_without_runs_offers_the_first(world: World) -> None:
+    world.runs = []
+    assert "No run has trained yet" in markup(page("experts"))
+
+
+def test_experts_of_a_run_without_records_says_when_they_begin(world: World) -> None:
+    world.training.run = "another"
+    opened = page("experts")
+    assert "has written no expert records yet" in markup(opened)
+    assert "experts" not in canvases(opened)
+
+
+@pytest.mark.parametrize(("name", "path"), [("now", "/now"), ("fleet", "/nodes"), ("experts", "/runs")])
+@pytest.mark.parametrize(("status", "told"), [(500, "It does not work today."), (401, "Your session has ended.")])
+def test_a_page_that_cannot_read_says_what_failed(world: World, name: str, path: str, status: int, told: str) -> None:
+    world.broken[path] = status
+    assert told in markup(page(name))
+
+
+@pytest.mark.parametrize("name", ["now", "fleet", "experts"])
+def test_an_api_that_does_not_answer_is_named_with_what_goes_on(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("TRIMTAB_API_URL", "http://127.0.0.1:9")
+    text = markup(page(name))
+    assert "The control plane does not answer." in text and "Runs go on without this page." in text
+
+
+def test_no_page_runs_what_the_api_says(world: World) -> None:
+    world.runs = [run_row(name=HOSTILE, stage=HOSTILE)]
+    world.fleet.name = HOSTILE
+    view = fake_api.now_view(world)
+    view["needs"][0] |= {"lead": HOSTILE, "rest": HOSTILE, "owner": HOSTILE}
+    view["tiles"][0] |= {"label": HOSTILE, "value": HOSTILE, "unit": HOSTILE, "context": HOSTILE}
+    view["incidents"] = [incident_row(title=HOSTILE, label=HOSTILE, owner=HOSTILE)]
+    view["sentence"] = {"lead": HOSTILE, "rest": HOSTILE}
+    world.now = view
+    for opened in (page("now"), page("fleet"), page("fleet", node=world.fleet.names()[2])):
+        text = markup(opened)
+        assert "<img" not in text
+        assert "&lt;img src=x" in text
+    assert "<img" not in markup(page("experts"))

@@ -1,0 +1,85 @@
+"""Documentation that fails: reference pages are what the code says, each file has its line, links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controlplane.rules import incident_machine
+from controlplane.runs import states
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("now", "fleet", "experts", "jobs", "job", "submit", "incidents", "incident")
+sys.path.insert(0, str(ROOT / "tools"))
+
+import filelist  # noqa: E402 the tools are scripts beside the packages, not one of them
+import reference  # noqa: E402 as above
+import screenshots  # noqa: E402 as above
+
+
+@pytest.mark.parametrize("name", sorted(reference.PAGES))
+def test_a_reference_page_is_what_the_code_says(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == reference.page(name), "run `make docs`"
+
+
+def test_the_readme_lists_every_file() -> None:
+    assert filelist.listing() in (ROOT / "README.md").read_text(), "run `make docs`"
+
+
+@pytest.mark.parametrize("table", [states.ATTEMPT, states.RUN, states.DECISION])
+def test_the_architecture_shows_the_state_tables(table: dict[str, frozenset[str]]) -> None:
+    assert states.as_markdown(table) in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_the_architecture_shows_the_incident_table() -> None:
+    assert incident_machine.as_markdown() in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_every_json_of_the_documentation_is_json() -> None:
+    found = [
+        block
+        for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+        for block in re.findall(r"```json\n(.*?)```", path.read_text(), re.DOTALL)
+    ]
+    assert len(found) > 10
+    for block in found:
+        json.loads(block)
+
+
+def test_every_link_of_the_documentation_leads_somewhere() -> None:
+    broken = []
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            if not target.startswith("http") and not (path.parent / target).exists():
+                broken.append(f"{path.name}: {target}")
+    assert broken == []
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    said = set(re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert said and said <= targets
+    verbs = set(re.findall(r"^trimtab (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    told = subprocess.run(
+        [sys.executable, "-m", "controlplane.cli.main", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert {verb for verb in verbs if verb not in told} == set()
+
+
+@pytest.mark.parametrize(("dialogs", "complaints"), [(1, []), (0, ["Failed to load resource: 404"])])
+def test_a_page_under_a_dialog_or_with_complaints_is_no_picture(dialogs: int, complaints: list[str]) -> None:
+    screenshots.refuse("now", 0, [])
+    with pytest.raises(screenshots.NoPicture, match=r"^now: "):
+        screenshots.refuse("now", dialogs, complaints)
+
+
+def test_every_page_has_its_pictures_in_both_appearances() -> None:
+    text = (ROOT / "docs" / "pages.md").read_text()
+    shown = set(re.findall(r"\(pictures/([\w-]+\.png)\)", text))
+    assert shown == {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
+    assert shown == {f"{name}-{scheme}.png" for name in PAGES for scheme in screenshots.SCHEMES}

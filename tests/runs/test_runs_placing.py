@@ -1,0 +1,117 @@
+"""Attempts that a platform places by itself: where they went is learned, and who cannot be reached is given up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from controlplane.runs.view import (
+    Advance,
+    Conclude,
+    Decide,
+    EndAttempt,
+    Look,
+    MemberView,
+    PlanAttempt,
+    Press,
+    View,
+    Wait,
+)
+from tests.runs.situations import NOW, Case, answers, attempt, decision, failed, trouble, view
+
+UNPLACED = attempt(state="pending", nodes=(), first_step=None, last_step=None)
+
+
+def members(*nodes: str, state: str = "running", **changes: Any) -> Look:
+    found = [MemberView(node, True, None, None, running=state == "running") for node in nodes]
+    return Look(state, tuple(replace(one, **changes) for one in found), False)
+
+
+def placing(*attempts: Any, **changes: Any) -> View:
+    return view(*attempts, **{"pins_nodes": False, "beats": (), **changes})
+
+
+STUCK = Look("running", (MemberView("a", False, 1, None), MemberView("b", True, None, None, stuck=True)), False)
+LEFT = Look("failed", STUCK.members, False)
+
+CASES: dict[str, Case] = {
+    "a plan names no node, only those to leave out": (
+        placing(excluded=("z",)),
+        PlanAttempt,
+        {"nodes": (), "excluded": ("z",)},
+    ),
+    "too few nodes are not asked for": (placing(nodes=9), Wait, {}),
+    "half a gang is nowhere yet": (placing(UNPLACED, look=members("a", "", state="pending")), Wait, {}),
+    "a whole gang has its nodes": (placing(UNPLACED, look=members("b", "a")), Advance, {"nodes": ("a", "b")}),
+    "it is said once": (
+        placing(attempt(), look=members("b", "a"), troubles=(trouble(),)),
+        Decide,
+        {"choice.excluded": ("b",)},
+    ),
+    "a fault on a node of a gang that was placed before the fault was known": (
+        placing(UNPLACED, look=members("b", "a"), troubles=(trouble(),)),
+        Advance,
+        {"nodes": ("a", "b")},
+    ),
+    "an excluded node is not accepted": (
+        placing(
+            failed(), attempt(2, decision_id="d1", excluded=("b",), first_step=None), decision=decision(excluded=())
+        ),
+        Conclude,
+        {"ok": False, "stop": True},
+    ),
+    "a member on a dead node is killed first": (
+        placing(attempt(state="stopping"), look=STUCK, decision=decision(corrupting_since_s=None)),
+        Wait,
+        {},
+    ),
+    "and given up when that does not help": (
+        placing(attempt(state="stopping", state_since_s=NOW - 60), look=STUCK, decision=decision()),
+        EndAttempt,
+        {"state": "abandoned", "end_class": "node_lost"},
+    ),
+    "one that lives is never given up": (
+        placing(
+            attempt(state="stopping", state_since_s=NOW - 60),
+            look=Look("running", (STUCK.members[1], MemberView("a", True, None, None)), False),
+            decision=decision(),
+        ),
+        Press,
+        {"mode": "kill"},
+    ),
+    "a gang that failed by itself waits for no dead node": (
+        placing(attempt(), look=LEFT),
+        EndAttempt,
+        {"state": "abandoned"},
+    ),
+    "what cannot be looked at is given up by nobody": (
+        placing(attempt(state="stopping", state_since_s=NOW - 6000), look=replace(STUCK, state="unknown")),
+        Press,
+        {"mode": "kill"},
+    ),
+    "a gang that never became whole names who is missing and why": (
+        placing(
+            replace(UNPLACED, submitted_s=NOW - 700),
+            look=Look(
+                "pending",
+                (
+                    MemberView("a", False, None, None),
+                    MemberView("", False, None, None, running=False, reason="Unschedulable: 0/4 nodes are available"),
+                ),
+                True,
+            ),
+        ),
+        EndAttempt,
+        {
+            "end_class": "never_started",
+            "message": "the member on no node (Unschedulable: 0/4 nodes are available) did not start within 600 s",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("situation", CASES)
+def test_where_a_platform_places_an_attempt(situation: str) -> None:
+    answers(*CASES[situation])

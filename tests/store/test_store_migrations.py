@@ -1,0 +1,71 @@
+"""The schema: migrations go up and down and equal the tables, on both databases; a stranger's schema is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, text
+
+from controlplane.store.engine import SchemaNewer, SchemaOlder, Store
+from controlplane.store.tables import metadata
+from tests.postgres import Postgres
+
+
+def tables_of(store: Store) -> set[str]:
+    engine = create_engine(store.url)
+    try:
+        return set(inspect(engine).get_table_names()) - {"alembic_version"}
+    finally:
+        engine.dispose()
+
+
+def test_the_migrations_equal_the_tables(store: Store) -> None:
+    engine = create_engine(store.url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_down_removes_everything_and_up_brings_it_back(store: Store) -> None:
+    assert tables_of(store) == set(metadata.tables)
+    store.migrate("base")
+    assert tables_of(store) == set()
+    with pytest.raises(SchemaOlder, match="revision none"):
+        store.check()
+    store.migrate()
+    store.check()
+    assert tables_of(store) == set(metadata.tables)
+
+
+def test_migrating_twice_changes_nothing(store: Store) -> None:
+    store.migrate()
+    store.check()
+
+
+def test_a_newer_database_is_refused_with_a_sentence(store: Store) -> None:
+    with store.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for door in (store.migrate, store.check):
+        with pytest.raises(SchemaNewer, match=r"a newer one wrote it\. Run that version"):
+            door()
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, postgres: Postgres) -> None:
+    for url in (f"sqlite:///{tmp_path / 'half.db'}", postgres.url(postgres.create())):
+        store = Store(url)
+        with store.write() as session:
+            session.execute(text("CREATE TABLE tokens (id TEXT)"))
+        with pytest.raises(Exception, match="already exists"):
+            store.migrate()
+        assert tables_of(store) == {"tokens"}
+        store.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/name"])
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="a SQLite file or a PostgreSQL database"):
+        Store(url)
