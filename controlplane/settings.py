@@ -89,7 +89,7 @@ HELP: Mapping[str, str] = {
     "kube_runtime_path": "folder of each node where trainers leave heartbeats and rings for the node's agent",
     "kube_queue": "Kueue queue of jobs that name none; empty: no queue",
     "kube_node_actuator": "cordon and taint bad nodes in the cluster; its service account must be allowed to",
-    "quarantine_share": "share of the fleet, 0 to 1, that may leave service in 10 minutes without a person; always 2 nodes",
+    "quarantine_share": "share (0 to 1) of the fleet that may leave service in 10 min by itself; 2 nodes always may",
     "log": "debug, info, warning or error",
 }
 

@@ -350,6 +350,8 @@ def _proof(view: View, attempt: AttemptView, first: int | None) -> Move | None:
     decision = view.decision
     if decision is None or decision.attempt_no == attempt.no or attempt.decision_id != decision.id:
         return None
+    if not attempt.nodes:
+        return None  # the platform has not said yet where it runs
     forbidden = sorted(set(attempt.nodes) & {*decision.excluded, *attempt.excluded})
     if forbidden:
         sentence = f"Attempt {attempt.no} runs on {choices.joined(forbidden)}, which the decision had excluded."

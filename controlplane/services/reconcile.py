@@ -73,8 +73,8 @@ class Places:
 class Controller:
     """Moves every run one step closer to what is wanted. `expect` is told how many ranks a live attempt has.
 
-    `leads` says whether a lease epoch is young enough to ask something of a backend. `quarantine_share` of the fleet may
-    leave service without a person within ten minutes.
+    `leads` says whether a lease epoch is young enough to ask something of a backend. `quarantine_share` of the fleet
+    may leave service without a person within ten minutes.
     """
 
     def __init__(

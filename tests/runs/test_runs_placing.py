@@ -19,9 +19,10 @@ from controlplane.runs.view import (
     View,
     Wait,
 )
-from tests.runs.situations import NOW, Case, answers, attempt, decision, failed, trouble, view
+from tests.runs.situations import NOW, Case, answers, attempt, beats, decision, failed, trouble, view
 
 UNPLACED = attempt(state="pending", nodes=(), first_step=None, last_step=None)
+SECOND = attempt(2, state="pending", decision_id="d1", nodes=(), first_step=None, last_step=None)
 
 
 def members(*nodes: str, state: str = "running", **changes: Any) -> Look:
@@ -61,6 +62,21 @@ CASES: dict[str, Case] = {
         ),
         Conclude,
         {"ok": False, "stop": True},
+    ),
+    "half a gang proves no restart, at the lowest level": (
+        placing(failed(), SECOND, contract_level=0, decision=decision(), look=members("a", "", state="pending")),
+        Wait,
+        {},
+    ),
+    "nor at the next": (
+        placing(failed(), SECOND, contract_level=1, decision=decision(), look=members("a", "", state="pending")),
+        Wait,
+        {},
+    ),
+    "nor by a step, as long as nobody knows where it was taken": (
+        placing(failed(), SECOND, decision=decision(), beats=beats(1, 1), look=members("a", "", state="running")),
+        Advance,
+        {"state": "training"},
     ),
     "a member on a dead node is killed first": (
         placing(attempt(state="stopping"), look=STUCK, decision=decision(corrupting_since_s=None)),
