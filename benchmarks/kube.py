@@ -1,11 +1,10 @@
-"""From a fault to a running gang on a real Kubernetes control plane with 1,024 simulated nodes and more.
+"""From a fault to a running gang on a real Kubernetes control plane with 1,024 simulated nodes and spares.
 
-The server's own parts run in this process as `trimtab serve` wires them (store, ingest, rules, controller, reflectors,
-node actuator) over the real API server, scheduler and Job controller; only nodes are simulated. A fault enters through
-ingest as an agent's batch. The clock starts at the first sample that satisfies the rule. Peers are taken in the same
-run: a failed pod restarted by a Job's own backoffLimit, from the pod's end to the gang running again.
+A fault enters through ingest as an agent's batch (benchmarks/kube_server.py); the clock starts at the first sample that
+satisfies the rule. Peers are taken in the same run (benchmarks/kube_peers.py): a failed pod restarted by a Job's own
+backoffLimit, and the eviction of a dead node's pod, each from the fault to the gang running whole again.
 
-`--quick` uses 24 nodes and small gangs: to try the bench, not to publish it.
+`--quick` uses few nodes and small gangs: to try the bench, not to publish it.
 """
 
 from __future__ import annotations
@@ -15,42 +14,45 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from array import array
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import select
 
-from agents.readings import GPU_METRICS, Fault, fault_id
-from agents.wire import Batch, Columns
-from controlplane.backends.base import Backend
-from controlplane.backends.kube.api import Json, KubeApi, connect
-from controlplane.backends.kube.backend import KubeBackend
-from controlplane.backends.kube.manifests import NAME
-from controlplane.backends.kube.options import KubeOptions
-from controlplane.cli import cluster_access, cluster_nodes, serve
-from controlplane.cli.cluster_parts import Cluster
-from controlplane.clock import SystemClock
-from controlplane.loops import Leadership
-from controlplane.rules import book as rule_book
-from controlplane.services import runs as run_service
-from controlplane.services.findings import Watch
-from controlplane.services.ingest import Ingest
-from controlplane.services.live import Live
-from controlplane.services.reconcile import Controller, Places
-from controlplane.store import heartbeats, leases, runs
-from controlplane.store.engine import Store
-from controlplane.store.tables import Event, Node
-from jobs.contract import Heartbeat
-from jobs.spec import load_template, parse_job
+from benchmarks import kube_peers
+from benchmarks.kube_server import JOBS, OURS, Bench, say, until
 
 Line = dict[str, Any]
-OPTIONS = KubeOptions(image="trimtab-trainer:bench")
 SPARES = 8
+BACKOFF = "a Job's own backoffLimit, one failed pod"
+EVICTION = "Kubernetes' dead-node eviction, its own defaults"
+STAGES = {
+    "incident": "incident",
+    "cordon": "cordon",
+    "fenced": "old attempt fenced",
+    "created": "all new pods created",
+    "running": "all new pods running",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large and how often."""
+
+    nodes: int
+    gangs: tuple[tuple[int, int], ...]
+    """size and tries; six hardware faults an hour are a run's own limit, so no more tries than that"""
+    storm: int
+    """nodes that err at once"""
+    storm_gang: int
+    dead_gang: int
+
+
+FULL = Plan(1024, ((128, 5), (128, 5), (1024, 5)), 150, 128, 16)
+QUICK = Plan(40, ((8, 2), (32, 2)), 12, 8, 4)
 
 
 def line(name: str, value: float | None, target: float | None, unit: str = "s", **more: Any) -> Line:
@@ -63,275 +65,166 @@ def line(name: str, value: float | None, target: float | None, unit: str = "s", 
 def spread(name: str, values: list[float], target: float | None, **more: Any) -> Line:
     """The p95 of some tries as the figure, median and maximum beside it."""
     ordered = sorted(values)
-    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))] if ordered else None
-    middle = round(statistics.median(ordered), 3) if ordered else None
-    most = round(ordered[-1], 3) if ordered else None
+    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+    middle, most = round(statistics.median(ordered), 3), round(ordered[-1], 3)
     return line(f"{name}, p95", p95, target, p50=middle, max=most, tries=len(ordered), **more)
 
 
-def until(question: Callable[[], object], seconds: float, what: str) -> float:
-    """Waits for it; returns when it was so, by the wall clock."""
-    deadline = time.monotonic() + seconds
-    while not question():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:.0f} s in vain: {what}")
-        time.sleep(0.02)
-    return time.time()
+class Cost:
+    """CPU and memory of this process, controller and all, from here on."""
+
+    def __init__(self) -> None:
+        self.me = psutil.Process()
+        self.cpu_s, self.began = sum(self.me.cpu_times()[:2]), time.monotonic()
+
+    def percent(self) -> float:
+        """Of one core."""
+        return 100 * (sum(self.me.cpu_times()[:2]) - self.cpu_s) / (time.monotonic() - self.began)
+
+    def lines(self, name: str, nodes: int) -> list[Line]:
+        """Both figures."""
+        memory = self.me.memory_info().rss / 2**20
+        return [
+            line(f"controller CPU, {name}", self.percent(), None, "% of a core", nodes=nodes),
+            line(f"controller memory, {name}", memory, None, "MiB", nodes=nodes),
+        ]
 
 
-class Bench:
-    """One server over one cluster."""
-
-    def __init__(self, folder: Path, nodes: int) -> None:
-        self.cluster: Cluster = cluster_nodes.open_cluster(folder / "cluster", nodes, say)
-        self.admin = cluster_nodes.administrator(self.cluster)
-        cluster_access.namespace(self.admin, OPTIONS.namespace)
-        config = cluster_access.controller_kubeconfig(self.cluster, self.admin, OPTIONS.namespace)
-        self.names = [cluster_nodes.node(index)["metadata"]["name"] for index in range(nodes)]
-        self.clock = SystemClock()
-        self.store = Store(f"sqlite:///{folder / 'store.db'}")
-        self.store.migrate()
-        self.leadership = Leadership(self.store, leases.this_process("bench"), self.clock)
-        self.api = KubeApi(connect(str(config)), may_write=lambda: self.leadership.epoch is not None)
-        self.kube = KubeBackend(self.api, OPTIONS, self.clock, marks_nodes=True)
-        self.ingest = Ingest(self.store, Live(self.store, self.clock), self.clock)
-        self._wire(folder)
-        self._greet()
-        self.greeting = threading.Thread(target=self._greet_on, name="nodes", daemon=True)
-        self.over = threading.Event()
-        self.sequence = 0
-
-    def _wire(self, folder: Path) -> None:
-        backends: dict[str, Backend] = {"kube": self.kube}
-        book = rule_book.load()
-        controller = Controller(self.store, backends, book, Places(folder / "runs", "http://127.0.0.1:1"))
-        watch = Watch(book, since_s=self.clock.now())
-        self.loops = serve.wire_loops(
-            self.store, self.leadership, watch, controller, backends, {}, self.ingest, self.clock
-        )
-
-    def start(self) -> None:
-        """Everything that `trimtab serve` starts, but its API and its dashboard."""
-        self.ingest.start()
-        self.kube.start()
-        self.leadership.campaign_once()
-        for loop in self.loops.values():
-            loop.start()
-        self.greeting.start()
-        until(lambda: max(self.kube.jobs.age_s, self.kube.pods.age_s, self.kube.nodes.age_s) < 30, 60, "the copies")
-
-    def stop(self) -> None:
-        self.over.set()
-        for loop in self.loops.values():
-            loop.stop()
-        self.kube.stop_watching()
-        self.ingest.stop()
-        self.store.close()
-        self.cluster.end()
-
-    # --- nodes and trainers, simulated ---
-
-    def _greet(self) -> None:
-        """Every node is heard: its row, as its agent's batches would leave it."""
-        now = self.clock.now()
-        facts = {"gpus": [{"index": index} for index in range(8)]}
-        with self.store.write() as session:
-            known = {row.name: row for row in session.scalars(select(Node))}
-            for name in self.names:
-                row = known.get(name)
-                if row is None:
-                    row = Node(name=name, facts=facts, simulated=True, first_seen_s=now, state_since_s=now)
-                    session.add(row)
-                row.last_seen_s = now
-
-    def _greet_on(self) -> None:
-        while not self.over.wait(5.0):
-            self._greet()
-
-    def submit(self, nodes: int) -> str:
-        """A level-1 job on so many nodes."""
-        spec = load_template("toy").to_dict()
-        spec["spec"]["resources"]["nodes"] = nodes
-        spec["spec"]["contractLevel"] = 1
-        spec["spec"]["faults"]["restarts"] = 1000
-        with self.store.write() as session:
-            made = run_service.submit(session, parse_job(spec), backend="kube", actor="bench", now=self.clock.now())
-            run_id = made.id
-        self.loops["runs"].wake()
-        return run_id
-
-    def trains(self, run_id: str, no: int, nodes: list[str]) -> None:
-        """The first rank says that it trains: that proves a restart at level 1."""
-        now = self.clock.now()
-        with self.store.read() as session:
-            epoch = runs.attempt_of(session, run_id, no).epoch
-        beat = Heartbeat(run_id, no, epoch, 0, len(nodes), nodes[0], 1, "train", 1, 1, 1, None, now, now, 0.5)
-        with self.store.write() as session:
-            heartbeats.put(session, [beat], now=now)
-
-    def hit(self, *nodes: str) -> float:
-        """One GPU of each node reports an uncorrectable memory error, in the batch of its agent; returns when."""
-        at = time.time()
-        for node in nodes:
-            self.sequence += 1
-            fault = Fault(
-                id=fault_id(node, "boot", "hbm-uncorrectable", "gpu3", at),
-                rule="hbm-uncorrectable",
-                severity="critical",
-                action="restart",
-                node=node,
-                entity="gpu3",
-                state="firing",
-                onset_s=at,
-                last_clean_s=at - 1,
-                observed_s=at,
-                value=1.0,
-                threshold=1.0,
-                sentence=f"GPU 3 of {node} reported 1 uncorrectable HBM error",
-            )
-            self.ingest.submit(_batch(node, self.sequence, at, fault), time.time())
-        return at
-
-    # --- what is looked at ---
-
-    def pods(self, attempt: str) -> list[Json]:
-        """An attempt's pods in the copy."""
-        return [pod for pod in self.kube.pods.objects().values() if pod["metadata"]["labels"].get(NAME) == attempt]
-
-    def running(self, attempt: str) -> int:
-        return sum((pod.get("status") or {}).get("phase") == "Running" for pod in self.pods(attempt))
-
-    def moment(self, kind: str, since: float, **where: Any) -> float | None:
-        """When the first line of a kind was written to the timeline after a moment."""
-        query = select(Event.at_s).where(Event.kind == kind, Event.at_s >= since - 1).order_by(Event.at_s)
-        for name, value in where.items():
-            query = query.where(getattr(Event, name) == value)
-        with self.store.read() as session:
-            return session.scalars(query).first()
-
-    def attempt(self, run_id: str, no: int) -> Any:
-        with self.store.read() as session:
-            return next((one for one in runs.attempts(session, run_id) if one.no == no), None)
-
-    def placed(self, run_id: str, no: int, size: int) -> list[str]:
-        until(lambda: len(getattr(self.attempt(run_id, no), "nodes", ())) == size, 300, f"attempt {no} is placed")
-        return list(self.attempt(run_id, no).nodes)
+def at_rest(bench: Bench, name: str, seconds: float = 15.0) -> list[Line]:
+    """What watching costs while nothing happens."""
+    cost = Cost()
+    time.sleep(seconds)
+    return cost.lines(name, len(bench.names))
 
 
-def _batch(node: str, sequence: int, at: float, fault: Fault) -> Batch:
-    metrics = tuple(metric.name for metric in GPU_METRICS)
-    gpu = Columns(metrics, 8, array("d", [at]), array("d", [at]), tuple(array("q", [1] * 8) for _ in metrics))
-    return Batch(node, "boot", sequence, "simulated", True, "bench", at, at, gpu=gpu, faults=(fault,))
-
-
-def say(sentence: str) -> None:
-    print(f"bench: {sentence}", file=sys.stderr, flush=True)
-
-
-def restart_of(bench: Bench, run_id: str, no: int, size: int) -> dict[str, float]:
-    """One fault on a running gang, followed to the next gang running; seconds from the fault."""
-    nodes = bench.placed(run_id, no, size)
-    name = f"{run_id}-{no}"
-    until(lambda: bench.running(name) == size, 300, "the gang runs")
-    bench.trains(run_id, no, nodes)
-    until(lambda: bench.attempt(run_id, no).state == "training", 60, "it trains")
-    time.sleep(1.5)
-    victim, calls = nodes[len(nodes) // 2], sum(bench.api.calls.values())
-    at, after = bench.hit(victim), f"{run_id}-{no + 1}"
-    cordoned = until(lambda: (bench.kube.nodes.get(victim) or {"spec": {}})["spec"].get("unschedulable"), 60, "cordon")
+def followed(bench: Bench, run_id: str, no: int, size: int, at: float, victim: str) -> dict[str, float]:
+    """A fault on a running gang, followed to the next gang running; seconds from the fault, and what it cost."""
+    cost, calls, after = Cost(), sum(bench.api.calls.values()), f"{run_id}-{no + 1}"
+    cordoned = until(lambda: bench.cordoned(victim), 120, f"{victim} is cordoned")
     created = until(lambda: len(bench.pods(after)) >= size, 300, "all pods are created")
     running = until(lambda: bench.running(after) >= size, 600, "all pods run")
     if victim in {pod["spec"]["nodeName"] for pod in bench.pods(after)}:
         raise RuntimeError(f"a pod of {after} runs on {victim}")
-    fenced = bench.attempt(run_id, no).ended_s
-    opened = bench.moment("incident_opened", at)
-    bench.admin.delete(f"/apis/batch/v1/namespaces/{OPTIONS.namespace}/jobs/{name}")
-    return {
-        "incident": (opened or at) - at,
-        "cordon": cordoned - at,
-        "fenced": fenced - at,
-        "created": created - at,
-        "running": running - at,
-        "calls": float(sum(bench.api.calls.values()) - calls),
+    moments = {
+        "incident": bench.moment("incident_opened", at) or at,
+        "cordon": cordoned,
+        "fenced": bench.attempt(run_id, no).ended_s,
+        "created": created,
+        "running": running,
     }
+    found = {name: moment - at for name, moment in moments.items()}
+    return {**found, "calls": float(sum(bench.api.calls.values()) - calls), "cpu": cost.percent()}
 
 
-def give_back(bench: Bench) -> None:
-    """Every node is healthy again: incidents resolved, nodes returned, as an operator would between drills."""
-    from controlplane.services import incidents
-    from controlplane.store import incidents as incident_rows
-    from controlplane.store import nodes
-
-    now = bench.clock.now()
-    with bench.store.write() as session:
-        for row in incident_rows.listed(session, ("open", "acked")):
-            incidents.resolve(session, row, actor="bench", reason="bench", now=now)
-        for node in nodes.listed(session):
-            if node.cordoned:
-                nodes.uncordon(session, node.name, reason="bench", now=now)
-
-
-def gangs(bench: Bench, size: int, tries: int, targets: dict[str, float]) -> list[Line]:
-    """Restarts of a gang of `size` nodes, one after the other."""
-    run_id = bench.submit(size)
-    found: list[dict[str, float]] = []
+def restarts(bench: Bench, size: int, tries: int) -> list[dict[str, float]]:
+    """Restarts of a new gang of `size` nodes, one after the other."""
+    run_id, found = bench.submit(size), []
     for no in range(1, tries + 1):
-        found.append(restart_of(bench, run_id, no, size))
+        nodes = bench.training(run_id, no, size)
+        time.sleep(1.5)
+        victim = bench.unhurt(nodes, 1)[0]
+        found.append(followed(bench, run_id, no, size, bench.hit(victim), victim))
         say(f"gang of {size}, try {no}: " + ", ".join(f"{name} {value:.2f}" for name, value in found[-1].items()))
+        bench.admin.delete(f"{JOBS}/{run_id}-{no}")
+    bench.training(run_id, tries + 1, size)
+    bench.clear(run_id, tries + 1)
+    return found
+
+
+def gang_lines(size: int, found: list[dict[str, float]], backoff_s: float) -> list[Line]:
+    """The figures of a gang size."""
+    targets = {"incident": 3.0, "cordon": 4.0, "created": 8.0 if size <= 128 else 15.0}
     lines = [
         spread(f"gang of {size}: fault to {words}", [one[key] for one in found], targets.get(key))
-        for key, words in (
-            ("incident", "incident"),
-            ("cordon", "cordon"),
-            ("fenced", "old attempt fenced"),
-            ("created", "all new pods created"),
-            ("running", "all new pods running"),
-        )
+        for key, words in STAGES.items()
     ]
-    calls = [one["calls"] for one in found]
-    lines.append(line(f"gang of {size}: API requests a restart", statistics.median(calls), None, "requests"))
+    lines[-1] |= {"peer": BACKOFF, "peer_value": round(backoff_s, 3)}
+    for key, words, unit in (
+        ("calls", "API requests a restart", "requests"),
+        ("cpu", "controller CPU while it restarts", "% of a core"),
+    ):
+        lines.append(line(f"gang of {size}: {words}", statistics.median(one[key] for one in found), None, unit))
     return lines
 
 
-def cost(bench: Bench, seconds: float, name: str) -> list[Line]:
-    """CPU and memory of this process, controller and all, over some seconds."""
-    me = psutil.Process()
-    before, began = sum(me.cpu_times()[:2]), time.monotonic()
-    time.sleep(seconds)
-    used = 100 * (sum(me.cpu_times()[:2]) - before) / (time.monotonic() - began)
+def storm(bench: Bench, count: int, size: int) -> list[Line]:
+    """So many nodes err at once, an eighth of them under a training gang; the breaker is set to allow it."""
+    run_id = bench.submit(size)
+    nodes = bench.training(run_id, 1, size)
+    time.sleep(1.5)
+    inside = bench.unhurt(nodes, max(1, count // 8))
+    others = bench.unhurt(sorted(set(bench.names) - set(nodes)), count - len(inside))
+    victims = [*inside, *others]
+    cost, at = Cost(), bench.hit(*victims)
+    cordoned = until(lambda: all(bench.cordoned(name) for name in victims), 300, "all are cordoned") - at
+    lines = cost.lines(f"while {count} nodes err at once", len(bench.names))
+    after = f"{run_id}-2"
+    running = until(lambda: bench.running(after) >= size, 600, "all pods run") - at
+    if set(victims) & {pod["spec"]["nodeName"] for pod in bench.pods(after)}:
+        raise RuntimeError(f"a pod of {after} runs on a faulty node")
+    say(f"{count} faults at once: cordoned {cordoned:.2f}, the gang of {size} runs {running:.2f}")
+    bench.training(run_id, 2, size)
+    bench.clear(run_id, 2)
     return [
-        line(f"controller CPU, {name}", used, None, "% of a core", nodes=len(bench.names)),
-        line(f"controller memory, {name}", me.memory_info().rss / 2**20, None, "MiB"),
+        line(f"{count} simultaneous faults to all nodes cordoned", cordoned, 15.0),
+        line(f"{count} simultaneous faults to the gang of {size} running without them", running, None),
+        *lines,
     ]
 
 
-def run(nodes: int, sizes: dict[int, int]) -> list[Line]:
-    """Every figure. `sizes`: tries by gang size."""
-    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
-        bench = Bench(Path(folder), nodes + SPARES)
-        try:
-            bench.start()
-            lines = cost(bench, 10.0, "idle")
-            for size, tries in sizes.items():
-                created = 8.0 if size <= 128 else 15.0
-                lines += gangs(bench, size, tries, {"incident": 3.0, "cordon": 4.0, "created": created})
-            lines += cost(bench, 10.0, "one gang running")
-        finally:
-            bench.stop()
-    return lines
+def dead_node(bench: Bench, size: int) -> list[Line]:
+    """Two nodes die at once, one under our gang, one under a bare Job of the same size; both have one spare each."""
+    ours, theirs = bench.mortal
+    living = bench.unhurt([name for name in bench.names if name not in bench.mortal], 2 * size)
+    near, far = living[: size - 1], living[size - 1 : 2 * size - 2]
+    pools = {**dict.fromkeys(bench.names, "none"), **dict.fromkeys([*near, ours], OURS)}
+    bench.pool({**pools, **dict.fromkeys([*far, theirs], kube_peers.PEER)})
+    run_id = bench.submit(size)
+    bench.training(run_id, 1, size)
+    with kube_peers.bare_job(bench, size, kube_peers.PEER) as peer:
+        bench.pool({living[-2]: OURS, living[-1]: kube_peers.PEER})
+        lost = peer.pod_on(theirs)
+        at = bench.die(ours, theirs)
+        suspect = until(lambda: bench.state(ours) != "healthy", 120, f"{ours} is suspect") - at
+        found = followed(bench, run_id, 1, size, at, ours)
+        say(f"a dead node: suspect {suspect:.2f}, the gang of {size} runs {found['running']:.2f}")
+        evicted = peer.whole(without=lost, patience_s=600) - at
+        say(f"a dead node: the bare Job of {size} runs {evicted:.2f}")
+    return [
+        line("dead node to suspect", suspect, 20.0),
+        line(f"dead node to the gang of {size} running without it", found["running"], None)
+        | {"peer": EVICTION, "peer_value": round(evicted, 3)},
+    ]
+
+
+def measured(bench: Bench, plan: Plan) -> Iterable[Line]:
+    """Every figure, as soon as it is known."""
+    kube_peers.prepare(bench)
+    bench.start()
+    yield from at_rest(bench, "idle")
+    sizes: dict[int, list[dict[str, float]]] = {}
+    for size, tries in plan.gangs:
+        sizes.setdefault(size, []).extend(restarts(bench, size, tries))
+    for size, found in sizes.items():
+        yield from gang_lines(size, found, kube_peers.restart_by_backoff(bench, size, 1 if size > 512 else 3, OURS))
+    yield from storm(bench, plan.storm, plan.storm_gang)
+    yield from dead_node(bench, plan.dead_gang)
 
 
 def main() -> int:
     """One JSON line a figure; 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="24 nodes, small gangs")
-    options = parser.parse_args()
-    figures = run(24, {8: 2, 16: 2}) if options.quick else run(1024, {128: 6, 1024: 3})
+    parser.add_argument("--quick", action="store_true", help="few nodes, small gangs")
+    plan = QUICK if parser.parse_args().quick else FULL
     missed = 0
-    for figure in figures:
-        print(json.dumps(figure), flush=True)
-        target, value = figure["target"], figure["value"]
-        missed += target is not None and (value is None or value > target)
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
+        bench = Bench(Path(folder), plan.nodes + SPARES, mortal=2)
+        try:
+            for figure in measured(bench, plan):
+                print(json.dumps(figure), flush=True)
+                missed += figure["target"] is not None and figure["value"] > figure["target"]
+        finally:
+            bench.stop()
     return min(1, missed)
 
 

@@ -141,7 +141,7 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
         leads=leadership.holds,
         quarantine_share=settings.quarantine_share,
     )
-    watch = Watch(book, since_s=clock.now())
+    watch = Watch(book, since_s=clock.now(), quarantine_share=settings.quarantine_share)
     loops = wire_loops(store, leadership, watch, controller, backends, senders, ingest, clock)
     context = Context(
         store=store,
@@ -195,10 +195,14 @@ def wire_loops(
             loops["deliveries"].wake()
             loops["nodes"].wake()
 
+    def mind_nodes(epoch: int, now: float) -> None:
+        quarantine.take_out_once(store, watch.book, watch.quarantine_share, epoch, now)
+        quarantine.mark_once(store, backends, epoch, now)
+
     acts: dict[str, tuple[float, Callable[[int, float], object]]] = {
         "rules": (RULES_S, check),
         "runs": (RUNS_S, controller.reconcile_once),
-        "nodes": (RUNS_S, lambda epoch, now: quarantine.mark_once(store, backends, epoch, now)),
+        "nodes": (RUNS_S, mind_nodes),
         "deliveries": (DELIVERIES_S, lambda _epoch, now: deliveries.deliver_once(store, senders, now)),
         "compaction": (COMPACT_S, lambda _epoch, now: upkeep.compact_once(store, now)),
         "pruning": (PRUNE_S, lambda _epoch, now: upkeep.prune_once(store, now)),

@@ -25,6 +25,7 @@ HOLD_S = 120.0
 _SAYS = {
     "no-telemetry": {"node", "seconds", "evidence"},
     "no-telemetry-fleet": {"nodes", "seconds"},
+    "quarantine-held": {"nodes", "have", "taken"},
     "hang": {"run", "attempt", "ranks", "seconds", "phase", "limit"},
     "loss-not-finite": {"run", "attempt", "measure", "step", "value"},
     "expert-imbalance": {"run", "layers", "of", "layer", "cv", "floors", "effective"},
@@ -34,6 +35,7 @@ _SAYS = {
 _TAKES = {
     "no-telemetry": {"blind_s"},
     "no-telemetry-fleet": {"blind_s"},
+    "quarantine-held": set[str](),
     "hang": {"telemetry_alive_s"},
     "loss-not-finite": set[str](),
     "expert-imbalance": {

@@ -6,7 +6,7 @@ its agent, such as another node's ranks that wait for this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from controlplane.rules.book import RuleBook
@@ -14,6 +14,8 @@ from controlplane.rules.findings import FLEET, NODE, Finding, Judgement, Subject
 
 OUT_OF_SERVICE = frozenset({"drained", "remediating", "retired"})
 """Node states in which silence is expected: somebody may have pulled the plug."""
+NAMED = 3
+"""so many nodes a sentence names"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,28 @@ def no_telemetry(
         if now - since[node.name] > blind_s and (len(expected) == 1 or latest > since[node.name] + blind_s)
     )
     return Judgement(findings, frozenset(unknown - {finding.subject for finding in findings}))
+
+
+def quarantine_held(held: Sequence[str], taken: int, book: RuleBook, now: float) -> Judgement:
+    """Nodes with faults that the breaker keeps in service, after so many that it let go."""
+    if not held:
+        return Judgement()
+    rule = book["quarantine-held"]
+    names = ", ".join(held[:NAMED]) + (f" and {len(held) - NAMED} more" if len(held) > NAMED else "")
+    have = "has a fault and stays" if len(held) == 1 else "have faults and stay"
+    finding = Finding(
+        rule=rule.id,
+        severity=rule.plain.severity,
+        action=rule.plain.action,
+        entity=FLEET,
+        sentence=rule.plain.sentence.format(nodes=names, have=have, taken=taken),
+        onset_s=now,
+        last_clean_s=now,
+        value=float(len(held)),
+        threshold=float(taken),
+        evidence={"nodes": list(held)},
+    )
+    return Judgement((finding,))
 
 
 def _all_blind(nodes: int, since_s: float, book: RuleBook, now: float) -> Finding:

@@ -16,7 +16,9 @@ from agents.readings import Fault, fault_id
 from controlplane.rules import alarms, fleet, training
 from controlplane.rules.book import RuleBook
 from controlplane.rules.findings import RUN, Finding, Judgement, Subject
-from controlplane.store import experts, nodes, steps, tables, watch
+from controlplane.runs.ledger import QUARANTINE_SHARE
+from controlplane.services import breaker
+from controlplane.store import experts, incidents, nodes, steps, tables, watch
 from controlplane.store.engine import Session
 from controlplane.store.watch import LiveAttempt
 
@@ -41,9 +43,9 @@ class _Verdict:
 class Watch:
     """The rules of one server. Not for several threads at once: one loop owns it."""
 
-    def __init__(self, book: RuleBook, *, since_s: float) -> None:
+    def __init__(self, book: RuleBook, *, since_s: float, quarantine_share: float = QUARANTINE_SHARE) -> None:
         """since_s: when this server began to listen; no silence before it counts against anybody."""
-        self.book, self.since_s = book, since_s
+        self.book, self.since_s, self.quarantine_share = book, since_s, quarantine_share
         self._experts: dict[str, _Verdict] = {}
         self._losses: dict[str, _Verdict] = {}
 
@@ -52,8 +54,10 @@ class Watch:
         attempts = [attempt for attempt in watch.live_attempts(session) if not attempt.ending]
         ranks = self._ranks(session, attempts)
         stalled = training.stalled_by_blind_nodes(ranks, self.book, now=now, watching_since_s=self.since_s)
-        seen = [fleet.NodeSeen(node.name, node.last_seen_s, node.state) for node in nodes.listed(session)]
+        everyone = nodes.listed(session)
+        seen = [fleet.NodeSeen(node.name, node.last_seen_s, node.state) for node in everyone]
         judgement = fleet.no_telemetry(seen, stalled, self.book, now=now, watching_since_s=self.since_s)
+        judgement += self._held(session, everyone, now)
         judgement += training.hang(ranks, self.book, now=now, watching_since_s=self.since_s)
         offsets = watch.clock_offsets(session)
         for attempt in attempts:
@@ -62,6 +66,14 @@ class Watch:
             judgement += self._expert_alarms(session, attempt, offset)
         self._forget({attempt.run_id for attempt in attempts})
         return judgement
+
+    def _held(self, session: Session, everyone: Sequence[tables.Node], now: float) -> Judgement:
+        """Nodes that the breaker keeps in service although they have faults."""
+        if not breaker.closed(everyone, self.quarantine_share, now):
+            return Judgement()
+        afflicted = incidents.afflicted(session)
+        held = [one.name for one in everyone if one.name in afflicted and not one.cordoned]
+        return fleet.quarantine_held(held, breaker.recent(everyone, now), self.book, now)
 
     def _ranks(self, session: Session, attempts: Sequence[LiveAttempt]) -> list[training.RankSeen]:
         slowest = watch.longest_checkpoints(session, {attempt.run_id for attempt in attempts})

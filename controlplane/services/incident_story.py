@@ -136,6 +136,7 @@ def left(story: Story) -> str:
 _ADVICE = {
     "no-telemetry": "find out whether the node or only its agent is gone",
     "no-telemetry-fleet": "check the network between the nodes and this server",
+    "quarantine-held": "look whether so many faults are real; cordon the nodes that must not train",
     "loss-not-finite": "choose a checkpoint from before that step and restart",
     "expert-imbalance": "look at the router's balancing",
     "expert-oscillation": "lower the gain of the balancing bias",

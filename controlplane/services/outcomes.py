@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.ids import uuid7
 from controlplane.runs.choices import POLICY_VERSION
-from controlplane.runs.ledger import QUARANTINE_SHARE, QUARANTINE_WINDOW_S, may_quarantine
+from controlplane.runs.ledger import QUARANTINE_SHARE
 from controlplane.runs.states import RUN_ENDED
 from controlplane.runs.taint import spoils, suspects
 from controlplane.runs.view import (
@@ -28,8 +28,8 @@ from controlplane.runs.view import (
     SetRun,
     Taint,
 )
-from controlplane.services import observe
-from controlplane.store import events, heartbeats, incidents, nodes, runs, tokens
+from controlplane.services import breaker, observe
+from controlplane.store import events, heartbeats, incidents, runs, tokens
 from controlplane.store.engine import Session
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Run
 
@@ -221,24 +221,19 @@ def _write_decision(session: Session, run: Run, attempt: Attempt | None, choice:
 
 def _quarantine(session: Session, run: Run, decision: Decision, share: float, now: float) -> None:
     """The blamed nodes take no more ranks until a person returns them; too many at once are left to a person."""
-    fleet = nodes.listed(session)
-    taken = {one.name for one in fleet if one.state == "quarantined"}
-    recent = sum(one.name in taken and now - one.state_since_s < QUARANTINE_WINDOW_S for one in fleet)
-    for name in decision.excluded_nodes:
-        if name in taken:
-            continue
-        if may_quarantine(recent, len(fleet), share):
-            recent += 1
-            nodes.set_state(session, name, "quarantined", reason=decision.reason, now=now)
-            nodes.cordon(session, name, reason=decision.reason, now=now)
-            kind, level, sentence = "node_quarantined", "warn", f"{name} is out of service until a person returns it."
-        else:
-            kind, level = "quarantine_held", "fault"
-            sentence = (
-                f"{name} stays in service, though this run leaves it out: {recent} nodes were taken out within "
-                f"{QUARANTINE_WINDOW_S / 60:.0f} minutes, and more than that a person decides."
-            )
-        tell(session, run, sentence, kind=kind, now=now, node=name, lane="rule", decision=decision, level=level)
+    blamed, but = decision.excluded_nodes, "though this run leaves it out"
+    for one in breaker.take_out(session, blamed, reason=decision.reason, but=but, share=share, now=now):
+        tell(
+            session,
+            run,
+            one.sentence,
+            kind=one.kind,
+            now=now,
+            node=one.node,
+            lane="rule",
+            decision=decision,
+            level=one.level,
+        )
 
 
 def press(session: Session, run: Run, attempt: Attempt, move: Press, *, now: float) -> None:

@@ -58,3 +58,9 @@ def listed(
     if since_s is not None:
         query = query.where(Event.at_s >= since_s)
     return list(reversed(session.scalars(query).all()))
+
+
+def nodes_of_kind(session: Session, kind: str, *, since_s: float) -> frozenset[str]:
+    """The nodes of which a kind of line was written since a moment."""
+    query = select(Event.node).where(Event.kind == kind, Event.at_s >= since_s).distinct()
+    return frozenset(node for node in session.scalars(query) if node)
