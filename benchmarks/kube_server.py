@@ -35,7 +35,8 @@ from controlplane.services import runs as run_service
 from controlplane.services.findings import Watch
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
-from controlplane.services.reconcile import Controller, Places
+from controlplane.services.plans import Places
+from controlplane.services.reconcile import Controller
 from controlplane.store import heartbeats, incidents, leases, nodes, runs
 from controlplane.store.engine import Store
 from controlplane.store.tables import Event, Node
@@ -186,7 +187,9 @@ class Bench:
         now = self.clock.now()
         with self.store.read() as session:
             epoch = runs.attempt_of(session, run_id, no).epoch
-        beat = Heartbeat(run_id, no, epoch, 0, len(nodes), nodes[0], 1, "train", 100 * no, 100 * no, 1, None, now, now, 0.5)
+        beat = Heartbeat(
+            run_id, no, epoch, 0, len(nodes), nodes[0], 1, "train", 100 * no, 100 * no, 1, None, now, now, 0.5
+        )
         with self.store.write() as session:
             heartbeats.put(session, [beat], now=now)
 

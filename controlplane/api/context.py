@@ -13,7 +13,7 @@ from controlplane.notify.webhook import Sender
 from controlplane.rules.book import RuleBook
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
-from controlplane.services.reconcile import Places
+from controlplane.services.plans import Places
 from controlplane.store.engine import Store
 
 

@@ -94,8 +94,8 @@ def submit(parts: Parts, caller: Operator, deed: Doing, body: Submission) -> Jso
 
 @router.post("/runs/validate")
 def validate(parts: Parts, _caller: Viewer, body: Submission) -> Json:
-    """What would happen to this job now: problems with their paths, checks, candidate nodes. Changes nothing."""
-    return preflight.check(parts.store, parts.backend, body.source(), parts.clock.now())
+    """What would happen to this job now: problems with paths, checks, candidate nodes, a cluster's word. No change."""
+    return preflight.check(parts.store, parts.backend, parts.places, body.source(), parts.clock.now())
 
 
 @router.get("/runs/{run_id}")

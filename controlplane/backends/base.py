@@ -134,6 +134,51 @@ class NodeStatus:
     """since its kubelet last said that it lives; unknown unless it was asked for"""
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What all jobs of the platform's share may hold of one thing together, in the thing's own unit (bytes, cores…)."""
+
+    quota: str
+    resource: str
+    used: float
+    hard: float
+    asked: float | None
+    """what the attempt would add; None where its pods do not say, so that the platform may take none of them"""
+
+    @property
+    def short(self) -> float:
+        """How much is lacking now."""
+        return max(0.0, self.used + self.asked - self.hard) if self.asked else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeForecast:
+    """What the platform says of a node before anything is placed there."""
+
+    node: str
+    gpus: int
+    """that the platform can hand out, in use or not"""
+    refusal: str = ""
+    """why it would take no member of the attempt; empty if it would, once it is free"""
+    health: str = ""
+    """what it says of itself that is not as it should be, in words"""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a platform says of an attempt before it is submitted; nothing was made."""
+
+    manifests: tuple[dict[str, object], ...]
+    """the objects that a submission would make"""
+    refusals: tuple[str, ...] = ()
+    """what the platform would not take of them, in its own words"""
+    limits: tuple[Limit, ...] = ()
+    nodes: tuple[NodeForecast, ...] | None = None
+    """every node that has GPUs; None where nobody can say"""
+    unasked: tuple[str, ...] = ()
+    """what could not be found out, in sentences"""
+
+
 class Backend(Protocol):
     """A platform. Every call may take time and may raise BackendUnavailable; none touches the database."""
 
@@ -175,6 +220,10 @@ class Backend(Protocol):
 
     def node_status(self, nodes: Sequence[str], *, leases: bool = False) -> dict[str, NodeStatus]:
         """What the platform says of these nodes; those that it does not know are left out."""
+        ...
+
+    def forecast(self, plan: AttemptPlan, /) -> Forecast | None:
+        """What the platform would say of this plan; nothing is made. None where it takes any plan as it is."""
         ...
 
     def read_logs(self, name: str, index: int, limit: int = 1 << 20) -> bytes:

@@ -21,6 +21,7 @@ from controlplane.backends import processes
 from controlplane.backends.base import (
     AttemptPlan,
     BackendUnavailable,
+    Forecast,
     Handle,
     Member,
     NodeCapacity,
@@ -217,6 +218,10 @@ class LocalBackend:
         if whole and not found:
             self._over.add(name)
         return found
+
+    def forecast(self, _plan: AttemptPlan, /) -> Forecast | None:
+        """Any plan is taken as it is."""
+        return None
 
     def read_logs(self, name: str, index: int, limit: int = 1 << 20) -> bytes:
         path = self.folder / name / f"node-{index}.log"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from controlplane.backends.base import (
     AttemptPlan,
     BackendUnavailable,
+    Forecast,
     Handle,
     Member,
     NodeCapacity,
@@ -144,6 +145,10 @@ class MemoryBackend:
             for node in nodes
             if node in self.nodes
         }
+
+    def forecast(self, _plan: AttemptPlan, /) -> Forecast | None:
+        """Any plan is taken as it is."""
+        return None
 
     def read_logs(self, name: str, index: int, limit: int = 1 << 20) -> bytes:
         self._answering("read_logs")

@@ -6,10 +6,12 @@ import secrets
 import sys
 import time
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from controlplane.cli.output import EXIT, Exit, Form, Output, connect, hint, length, link, one, show
 from controlplane.client import Client
@@ -44,26 +46,58 @@ _WIDE = [
 ]
 
 
-@app.command()
+class DryRun(StrEnum):
+    """What is only said, not done: the control plane's checks, or also what the cluster is sent and answers."""
+
+    none = "none"
+    checks = "checks"
+    server = "server"
+
+
+class _Submit(TyperCommand):
+    """`--dry-run` alone is `--dry-run=checks`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--dry-run=checks" if word == "--dry-run" else word for word in args])
+
+
+@app.command(cls=_Submit)
 def submit(
     file: Annotated[str, typer.Argument(help="a YAML file, - for standard input, or a template's name")],
     output: Output = Form.table,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would happen")] = False,
+    dry_run: Annotated[
+        DryRun, typer.Option("--dry-run", help="only say what would happen; server: and what the cluster answers")
+    ] = DryRun.none,
 ) -> None:
-    """Submit a job; prints the run's id."""
+    """Submit a job; prints the run's id.
+
+    `--dry-run` only says what the control plane finds: exit code 1 if it would refuse the job. `--dry-run=server` also
+    shows the objects that the cluster would be sent, with the API server's word on them: 1 too if the job could not
+    start whatever ends, 6 if no cluster could be asked.
+    """
     client = connect()
     text = _job_text(client, file)
-    if dry_run:
-        found = client.validate(text)
-        one(found, output, _checks, name="sentence")
-        if output in (Form.table, Form.wide):
-            hint(found["sentence"])
-        if found["problems"]:
-            raise Exit(EXIT.ERROR)
-        return
+    if dry_run is not DryRun.none:
+        raise Exit(_said(client.validate(text), output, dry_run))
     run = client.submit(text, key=secrets.token_hex(16))
     one(run, output, lambda row: str(row["id"]), name="id")
     link(client, f"job?run={run['id']}")
+
+
+def _said(found: Json, output: Form, dry_run: DryRun) -> EXIT:
+    """Prints a preflight; how the command ends by it."""
+    cluster = found["cluster"]
+    shown = cluster["manifests"] if cluster and dry_run is DryRun.server else ""
+    one(found, output, lambda row: "\n".join(filter(None, [_checks(row), shown.rstrip()])), name="sentence")
+    if output in (Form.table, Form.wide):
+        hint(found["sentence"])
+    never = any(check["level"] == "error" for check in found["checks"])
+    if found["problems"] or (never and dry_run is DryRun.server):
+        return EXIT.ERROR
+    if dry_run is not DryRun.server or (cluster and cluster["asked"]):
+        return EXIT.OK
+    hint(cluster["unasked"][0] if cluster else "Runs of this server are processes of its machine: no cluster is asked.")
+    return EXIT.UNREACHABLE
 
 
 def _job_text(client: Client, named: str) -> str:
@@ -90,10 +124,17 @@ def _job_text(client: Client, named: str) -> str:
 def _checks(found: Json) -> str:
     lines = [f"error  {problem['path']}: {problem['message']}" for problem in found["problems"]]
     lines += [f"{check['level']:5}  {check['name']}: {check['sentence']}" for check in found["checks"]]
+    lines += [_capacity(found["cluster"]["capacity"])] if found["cluster"] and found["cluster"]["capacity"] else []
     for node in found["candidates"]:
         why = f": {node['reason']}" if node["reason"] else ""
         lines.append(f"{'ok' if node['ok'] else 'no':5}  {node['node']}{why}")
     return "\n".join(lines)
+
+
+def _capacity(has: Json) -> str:
+    """What the cluster has, and what of it this job could use now."""
+    whole = f"{has['nodes']} nodes with {has['gpus']} GPUs in the cluster"
+    return f"ok     capacity: {whole}, {has['free_nodes']} with {has['free_gpus']} can be used now"
 
 
 @app.command("ls")

@@ -34,7 +34,8 @@ from controlplane.services import deliveries, incidents, quarantine, tokens
 from controlplane.services.findings import Watch
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
-from controlplane.services.reconcile import Controller, Places
+from controlplane.services.plans import Places
+from controlplane.services.reconcile import Controller
 from controlplane.settings import LOOPBACK, Settings
 from controlplane.store import leases, upkeep
 from controlplane.store import tokens as token_rows

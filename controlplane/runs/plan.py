@@ -44,6 +44,7 @@ class Placement:
 
 
 BLIND_S = 15.0
+OUT_OF_REACH = "out of the backend's reach"
 
 
 def fit(candidate: Candidate, gpus: int, excluded: Collection[str]) -> Fit:
@@ -67,7 +68,7 @@ def _refusal(candidate: Candidate, gpus: int, excluded: Collection[str]) -> str:
     if candidate.gpus < gpus:
         return f"has {candidate.gpus} GPUs, {gpus} are asked for"
     if not candidate.reachable:
-        return "out of the backend's reach"
+        return OUT_OF_REACH
     return "" if candidate.free else "in use by another run"
 
 

@@ -1,7 +1,7 @@
 """What would happen if this spec were submitted now: its problems, checks with sentences, candidate nodes, the cost.
 
-The same judgement that placement makes, made early. What is not known (the time of a step that was never run) is said
-as unknown.
+The same judgement that placement makes, made early, and that of the platform, which is shown the objects that it would
+be sent. What is not known (the time of a step that was never run) is said as unknown.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any
 
 from controlplane.backends.base import Backend
 from controlplane.runs import plan
-from controlplane.services import advising, observe
+from controlplane.services import advising, foreseen, observe, plans
 from controlplane.services.durations import duration
+from controlplane.services.foreseen import line
+from controlplane.services.plans import Places
 from controlplane.store import incidents, nodes, runs
 from controlplane.store.engine import Session, Store
 from jobs.spec import JobSpec, SpecError, parse_job
@@ -20,7 +22,7 @@ from jobs.spec import JobSpec, SpecError, parse_job
 Json = dict[str, Any]
 
 
-def check(store: Store, backend: Backend, source: Mapping[str, Any] | str, now: float) -> Json:
+def check(store: Store, backend: Backend, places: Places, source: Mapping[str, Any] | str, now: float) -> Json:
     """The preflight of a spec. API: runs/validate."""
     try:
         spec = parse_job(source)
@@ -37,6 +39,7 @@ def check(store: Store, backend: Backend, source: Mapping[str, Any] | str, now: 
             "gpu_hours": None,
             "queue": None,
             "advice": None,
+            "cluster": None,
         }
     with store.read() as session:
         rows = nodes.machines(session)
@@ -44,16 +47,19 @@ def check(store: Store, backend: Backend, source: Mapping[str, Any] | str, now: 
         seconds = _seconds(session, spec)
         afflicted = incidents.afflicted(session)
     free = observe.candidates(backend, rows, now, afflicted)
-    fits = [plan.fit(one, spec.spec.resources.gpus_per_node, ()) for one in free or ()]
+    seen = backend.forecast(plans.first_plan(places, spec))
+    judged = [plan.fit(one, spec.spec.resources.gpus_per_node, ()) for one in free or ()]
+    fits = foreseen.fits(judged, seen) if free is not None else []
     usable = sum(one.ok for one in fits)
     hours = spec.gpus * seconds / 3600 if seconds is not None else None
     return {
         "problems": [],
-        "checks": _checks(spec, fits, free is not None),
+        "checks": [*_checks(spec, fits, free is not None), *(foreseen.checks(seen) if seen is not None else ())],
         "sentence": _sentence(spec, usable if free is not None else None, seconds, hours),
         "candidates": [{"node": one.node, "ok": one.ok, "reason": one.reason} for one in fits],
         "yaml": spec.to_yaml(),
         "gpu_hours": hours,
+        "cluster": foreseen.view(backend.name, seen, fits) if seen is not None else None,
         "queue": {"ahead": len(waiting), "free_nodes": usable},
         "advice": advising.advice(spec, step_s=seconds / spec.spec.train.steps if seconds is not None else None),
     }
@@ -85,14 +91,14 @@ def _checks(spec: JobSpec, fits: Sequence[plan.Fit], known: bool) -> list[Json]:
     wanted, usable = body.resources.nodes, sum(fit.ok for fit in fits)
     checks = []
     if not known:
-        checks.append(_line("warn", "nodes", "the backend cannot be asked for its nodes right now"))
+        checks.append(line("warn", "nodes", "the backend cannot be asked for its nodes right now"))
     elif wanted > len(fits):
-        checks.append(_line("error", "nodes", f"{wanted} nodes are asked for, {len(fits)} exist"))
+        checks.append(line("error", "nodes", f"{wanted} nodes are asked for, {len(fits)} exist"))
     elif usable < wanted:
-        refused = "; ".join(f"{fit.node} {fit.reason}" for fit in fits if not fit.ok)
-        checks.append(_line("warn", "nodes", f"{usable} of {wanted} nodes are free now: {refused}"))
+        short = f"{usable} of {wanted} nodes are free now, {wanted - usable} short"
+        checks.append(line("warn", "nodes", f"{short}: {foreseen.grouped(fits)}"))
     else:
-        checks.append(_line("ok", "nodes", f"{usable} of {len(fits)} nodes can be used, {wanted} are needed"))
+        checks.append(line("ok", "nodes", f"{usable} of {len(fits)} nodes can be used, {wanted} are needed"))
     spare = usable - wanted
     words = (
         f"{spare} node{'s' if spare != 1 else ''} left if one fails"
@@ -100,25 +106,21 @@ def _checks(spec: JobSpec, fits: Sequence[plan.Fit], known: bool) -> list[Json]:
         else "none: after a node fault the run waits"
     )
     if known:
-        checks.append(_line("ok" if spare > 0 else "warn", "spares", words))
+        checks.append(line("ok" if spare > 0 else "warn", "spares", words))
     every = body.train.checkpoint_every
     if every > body.train.steps:
-        checks.append(_line("warn", "checkpoints", f"one each {every} steps, but there are only {body.train.steps}"))
+        checks.append(line("warn", "checkpoints", f"one each {every} steps, but there are only {body.train.steps}"))
     else:
-        checks.append(_line("ok", "checkpoints", f"one each {every} steps, {body.train.steps // every} in all"))
+        checks.append(line("ok", "checkpoints", f"one each {every} steps, {body.train.steps // every} in all"))
     tokens = body.train.sequences * body.train.length * wanted * body.resources.ranks_per_node
-    checks.append(_line("ok", "batch", f"{tokens:,} tokens a step over {wanted * body.resources.ranks_per_node} ranks"))
+    checks.append(line("ok", "batch", f"{tokens:,} tokens a step over {wanted * body.resources.ranks_per_node} ranks"))
     policy = {"act": "restarts by itself", "advise": "proposes a restart to a person", "observe": "only reports"}
     level = "ok" if body.faults.mode == "act" else "warn"
     checks.append(
-        _line(
+        line(
             level,
             "faults",
             f"after a fault Trimtab {policy[body.faults.mode]}, {body.faults.restarts} restarts at most",
         )
     )
     return checks
-
-
-def _line(level: str, name: str, sentence: str) -> Json:
-    return {"level": level, "name": name, "sentence": sentence}

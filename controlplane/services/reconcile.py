@@ -6,16 +6,14 @@ in between finds the intent and goes on. No backend is called inside a database 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from controlplane.backends.base import AttemptPlan, Backend, BackendUnavailable, SubmitConflict
+from controlplane.backends.base import Backend, BackendUnavailable, SubmitConflict
 from controlplane.rules.book import RuleBook
 from controlplane.runs.decide import decide
 from controlplane.runs.ledger import QUARANTINE_SHARE
@@ -39,6 +37,7 @@ from controlplane.services import observe, outcomes, tokens
 from controlplane.services.blindness import Blindness
 from controlplane.services.discovery import Discovery
 from controlplane.services.observe import Fleet
+from controlplane.services.plans import Places, plan_of
 from controlplane.store import leases, runs
 from controlplane.store.engine import Session, Store, StoreUnavailable
 from controlplane.store.tables import Attempt, Run
@@ -48,26 +47,6 @@ LEASE = "control"
 MOVES_A_ROUND = 12
 TRAINER_GRACE_S = 30 * 86_400.0
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where runs live on disk and where their trainers find the server."""
-
-    runs: Path
-    ingest_url: str
-
-    def run(self, run_id: str) -> Path:
-        """The folder of a run."""
-        return self.runs / run_id
-
-    def attempt(self, run_id: str, no: int) -> Path:
-        """The folder of an attempt's checkpoints; it belongs to that attempt alone."""
-        return self.run(run_id) / f"attempt-{no:04d}"
-
-    def token(self, run_id: str, no: int) -> Path:
-        """The file that holds an attempt's trainer token."""
-        return self.run(run_id) / f"token-{no:04d}"
 
 
 class Controller:
@@ -165,7 +144,7 @@ class Controller:
             if run is None:
                 return Wait()
             self._write(session, run, view, move)
-        self._act(rows.run, rows.spec.spec.command, last, backend, move, lease_epoch, now)
+        self._act(rows.run, last, backend, move, lease_epoch, now)
         return move
 
     def _look_around(self, now: float) -> Fleet:
@@ -269,7 +248,6 @@ class Controller:
     def _act(
         self,
         run: Run,
-        command: list[str],
         last: Attempt | None,
         backend: Backend,
         move: Move,
@@ -280,7 +258,7 @@ class Controller:
         if last is None:
             return
         if isinstance(move, Submit):
-            self._submit(run.id, last.no, command, backend, lease_epoch, now)
+            self._submit(run.id, last.no, backend, lease_epoch, now)
         if isinstance(move, EndAttempt):
             self._discovery.forget(last.run_id)  # what it saved last counts before the next one is planned
             self._told.discard(last.name)
@@ -300,7 +278,8 @@ class Controller:
         if not self._leads(lease_epoch):
             raise leases.LeaseLost(f"lease {LEASE}: epoch {lease_epoch} may have run out; nothing is asked under it")
 
-    def _submit(self, run_id: str, no: int, command: list[str], backend: Backend, lease_epoch: int, now: float) -> None:
+    def _submit(self, run_id: str, no: int, backend: Backend, lease_epoch: int, now: float) -> None:
+        self._places.attempt(run_id, no).mkdir(parents=True, exist_ok=True)
         with self._store.write() as session:
             leases.guard(session, LEASE, lease_epoch)
             attempt, run = runs.attempt_of(session, run_id, no), runs.locked(session, run_id)
@@ -308,7 +287,7 @@ class Controller:
                 return
             file = self._places.token(run_id, no)
             secret = None if file.exists() else self._token(session, run, attempt, now)
-            plan = self._plan(run, attempt, command)
+            plan = plan_of(self._places, run, attempt)
         if secret is not None:  # only now does the database know it
             _keep(file, secret)
         self._assert_lead(lease_epoch)
@@ -345,47 +324,6 @@ class Controller:
             run_id=run.id,
             attempt_no=attempt.no,
             epoch=attempt.epoch,
-        )
-
-    def _plan(self, run: Run, attempt: Attempt, command: list[str]) -> AttemptPlan:
-        spec = attempt.spec["spec"]
-        folder = self._places.attempt(run.id, attempt.no)
-        folder.mkdir(parents=True, exist_ok=True)
-        resume = str(attempt.spec.get("resume_from") or "")
-        train = {**spec["train"]}
-        environment = {
-            "TRIMTAB_RUN_ID": run.id,
-            "TRIMTAB_LIFECYCLE_ID": run.lifecycle_id or "",
-            "TRIMTAB_STAGE": run.stage,
-            "TRIMTAB_ATTEMPT": str(attempt.no),
-            "TRIMTAB_ATTEMPT_NAME": attempt.name,
-            "TRIMTAB_EPOCH": str(attempt.epoch),
-            "TRIMTAB_RUN_DIR": str(self._places.run(run.id)),
-            "TRIMTAB_CHECKPOINT_DIR": str(folder),
-            "TRIMTAB_RESUME_FROM": resume,
-            "TRIMTAB_SKIP_STEPS": str(attempt.spec.get("skip_steps") or ""),
-            "TRIMTAB_GRACE_SECONDS": str(spec["faults"]["graceSeconds"]),
-            "TRIMTAB_INGEST_URL": self._places.ingest_url,
-            "TRIMTAB_TOKEN_FILE": str(self._places.token(run.id, attempt.no)),
-            "TRIMTAB_SEED": str(train.get("seed", 0)),
-            "TRIMTAB_TRAIN_JSON": json.dumps(train),
-            "TRIMTAB_ROUTER_JSON": json.dumps(spec.get("router", {})),
-            "TRIMTAB_DATA_JSON": json.dumps(spec.get("data", {})),
-        }
-        return AttemptPlan(
-            name=attempt.name,
-            run_uid=run.uid,
-            attempt_no=attempt.no,
-            spec_hash=attempt.spec_hash,
-            nodes=tuple(attempt.nodes),
-            ranks_per_node=int(spec["resources"]["ranksPerNode"]),
-            command=tuple(command),
-            environment=environment,
-            node_count=int(spec["resources"]["nodes"]),
-            gpus_per_node=int(spec["resources"]["gpusPerNode"]),
-            grace_s=float(spec["faults"]["graceSeconds"]),
-            excluded=tuple(attempt.excluded_nodes),
-            placing={name: str(value) for name, value in (spec.get("kubernetes") or {}).items() if value},
         )
 
 

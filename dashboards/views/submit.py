@@ -220,5 +220,10 @@ def _place(job: Row, answer: Row) -> None:
     fit = sum(bool(row.get("ok")) for row in candidates)
     theme.section("Candidate nodes", f"{fit} of {len(candidates)} are fit, {count} asked for")
     st.html(submit_review.candidate_block(candidates))
+    cluster = answer.get("cluster") or {}
+    if cluster.get("manifests"):
+        theme.section("Manifests", "what the cluster would be sent", str(cluster.get("backend") or ""))
+        with st.expander("YAML"):
+            st.code(str(cluster["manifests"]), language="yaml")
     theme.section("Cost of a failure", advice.faint(answer.get("advice")))
     st.html(submit_review.failure_block(job, answer))

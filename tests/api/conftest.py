@@ -29,7 +29,8 @@ from controlplane.rules import book
 from controlplane.services import tokens
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
-from controlplane.services.reconcile import Controller, Places
+from controlplane.services.plans import Places
+from controlplane.services.reconcile import Controller
 from controlplane.store import leases
 from controlplane.store.engine import Store
 

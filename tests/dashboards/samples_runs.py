@@ -373,6 +373,7 @@ VALIDATION: dict[str, Any] = {
     "gpu_hours": None,
     "queue": None,
     "advice": ADVICE,
+    "cluster": None,
 }
 RULES: list[dict[str, Any]] = [
     {

@@ -73,6 +73,16 @@ def test_a_refused_value_stands_at_its_field_and_bars_the_submission(api: FakeAp
     assert not page.button(key="submit_do").disabled
 
 
+def test_what_a_cluster_would_be_sent_is_shown_where_there_is_one(api: FakeApi) -> None:
+    assert "what the cluster would be sent" not in markup(submit())
+    quota = {"level": "warn", "name": "quota research", "sentence": "it waits for 8 to be given back"}
+    cluster = {"backend": "kube", "manifests": "kind: Job\n", "asked": True}
+    api.answers["POST runs/validate"] = {**samples.VALIDATION, "checks": [quota], "cluster": cluster}
+    page = submit()
+    assert [one.value for one in page.code if one.language == "yaml"] == ["kind: Job"]
+    assert "it waits for 8 to be given back" in markup(page) and not page.button(key="submit_do").disabled
+
+
 def test_a_failed_check_bars_the_submission_too(api: FakeApi) -> None:
     error = {"level": "error", "name": "nodes", "sentence": "no node is fit"}
     api.answers["POST runs/validate"] = {**samples.VALIDATION, "checks": [error]}

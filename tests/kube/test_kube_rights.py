@@ -103,6 +103,12 @@ def read_logs(scene: Scene) -> str:
     return ""
 
 
+def see_quotas(scene: Scene) -> str:
+    """Nodes are not looked at here: their copy is somebody else's right."""
+    said = scene.lacking.forecast(scene.plan).unasked
+    return " ".join(one for one in said if "quotas" in one)
+
+
 def copying(kind: str) -> Callable[[Scene], str]:
     """List once, and watch for a second."""
 
@@ -160,6 +166,7 @@ CASES: dict[Verb, Callable[[Scene], str]] = {
     ("controller", "", "pods/log", "get"): read_logs,
     ("controller", "", "services", "create"): submit,
     ("controller", "", "services", "get"): submit_again,
+    ("controller", "", "resourcequotas", "list"): see_quotas,
     ("reader", "", "nodes", "list"): copying("nodes"),
     ("reader", "", "nodes", "watch"): copying("nodes"),
     ("reader", "coordination.k8s.io", "leases", "get"): read_lease,

@@ -11,7 +11,8 @@ from controlplane.rules import book as rule_book
 from controlplane.services import incidents as incident_service
 from controlplane.services import runs as service
 from controlplane.services.findings import Watch
-from controlplane.services.reconcile import LEASE, Controller, Places
+from controlplane.services.plans import Places
+from controlplane.services.reconcile import LEASE, Controller
 from controlplane.store import faults, heartbeats, leases, runs
 from controlplane.store.base import ATTEMPT_LIVE
 from controlplane.store.engine import Store

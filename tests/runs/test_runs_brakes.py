@@ -224,7 +224,7 @@ def test_a_policy_that_only_advises_leaves_the_node_to_nobody_else(pilot: Pilot)
     second = pilot.submit(name="second", nodes=2)
     pilot.round(1)
     assert pilot.last(second).nodes == ["node-0", "node-2"]
-    found = preflight.check(pilot.store, pilot.backend, load_template("toy").to_dict(), pilot.clock.now())
+    found = preflight.check(pilot.store, pilot.backend, pilot.places, load_template("toy").to_dict(), pilot.clock.now())
     assert {one["node"]: one["reason"] for one in found["candidates"]}["node-1"] == "has a fault (hbm-uncorrectable)"
 
 

@@ -222,7 +222,7 @@ def spec(nodes: int = 2, **train: Any) -> dict[str, Any]:
 
 
 def checked(pilot: Pilot, source: dict[str, Any] | str) -> dict[str, Any]:
-    return preflight.check(pilot.store, pilot.backend, source, pilot.clock.now())
+    return preflight.check(pilot.store, pilot.backend, pilot.places, source, pilot.clock.now())
 
 
 def lines(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -248,7 +248,11 @@ def test_what_is_taken_or_lacking_is_named(pilot: Pilot) -> None:
     pilot.started()
     found = checked(pilot, spec(nodes=3))
     level, sentence = lines(found)["nodes"]
-    assert level == "warn" and "2 of 3 nodes are free now" in sentence and "node-0 in use" in sentence
+    assert (
+        level == "warn"
+        and "2 of 3 nodes are free now" in sentence
+        and "2 in use by another run (node-0, node-1)" in sentence
+    )
     assert found["sentence"].startswith("3 nodes would wait for 1 more to be free")
     assert lines(checked(pilot, spec(nodes=5)))["nodes"] == ("error", "5 nodes are asked for, 4 exist")
     assert lines(checked(pilot, spec(nodes=4)))["spares"][0] == "warn"

@@ -109,7 +109,7 @@ def test_a_run_is_advised_by_its_own_pace(pilot: Pilot) -> None:
 
 def test_a_submission_is_advised_before_and_after_a_first_run(pilot: Pilot) -> None:
     source = spec(nodes=2).to_dict()
-    found = preflight.check(pilot.store, pilot.backend, source, pilot.clock.now())
+    found = preflight.check(pilot.store, pilot.backend, pilot.places, source, pilot.clock.now())
     assert found["advice"]["interval_steps"] is None
-    broken = preflight.check(pilot.store, pilot.backend, {**source, "kind": "Cake"}, pilot.clock.now())
+    broken = preflight.check(pilot.store, pilot.backend, pilot.places, {**source, "kind": "Cake"}, pilot.clock.now())
     assert broken["advice"] is None

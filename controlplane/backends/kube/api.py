@@ -139,8 +139,8 @@ class KubeApi:
             return response.read()
 
     def create(self, path: str, body: Json, *, dry_run: bool = False, manager: str = "trimtab") -> Json:
-        """A new object; AlreadyExists when the name is taken."""
-        return self._json("POST", path, _writing(dry_run, manager), body)
+        """A new object; AlreadyExists when the name is taken. A dry run makes nothing, so anybody may ask for one."""
+        return self._json("POST", path, _writing(dry_run, manager), body, changes=not dry_run)
 
     def patch(
         self, path: str, body: Json | list[Json], *, kind: str, manager: str = "trimtab", force: bool = False
@@ -199,8 +199,10 @@ class KubeApi:
         query: Mapping[str, object],
         body: Any = None,
         content_type: str = "application/json",
+        *,
+        changes: bool = True,
     ) -> Json:
-        with self._sent(method, path, query, body, content_type) as response:
+        with self._sent(method, path, query, body, content_type, changes=changes) as response:
             raw = response.read()
         found: Json = json.loads(raw) if raw else {}
         self.after_call(f"{method} {path}")
@@ -215,11 +217,12 @@ class KubeApi:
         body: Any = None,
         content_type: str = "application/json",
         read_s: float = TIMEOUT_S,
+        changes: bool = True,
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """The response of a call that was answered with success; the connection goes back to the pool afterwards."""
         call = f"{method} {path}"
         self._bucket.take()
-        if method != "GET" and not self._may_write():
+        if method != "GET" and changes and not self._may_write():
             raise LeaseTooOld(f"{call} was not sent: the lease may have run out")
         self.before_call(call)
         try:

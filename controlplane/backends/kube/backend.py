@@ -7,7 +7,7 @@ said: a copy may be old, and a conclusion is for ever. A copy that nobody refres
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from urllib.parse import quote
@@ -17,16 +17,19 @@ import structlog
 from controlplane.backends.base import (
     AttemptPlan,
     BackendUnavailable,
+    Forecast,
     Handle,
+    Limit,
     NodeCapacity,
     NodeChange,
+    NodeForecast,
     NodeStatus,
     Observation,
     Quarantine,
     StopMode,
     SubmitConflict,
 )
-from controlplane.backends.kube import manifests
+from controlplane.backends.kube import forecast, manifests
 from controlplane.backends.kube.api import AlreadyExists, Conflict, Forbidden, Invalid, Json, KubeApi, NotFound, Refused
 from controlplane.backends.kube.nodes import NodeActuator, status_of
 from controlplane.backends.kube.options import GPU_RESOURCE, KubeOptions
@@ -38,6 +41,8 @@ _log = structlog.get_logger()
 STALE_S = 90.0
 """a watch with bookmarks says something each minute"""
 STUCK_S = 10.0
+NOBODY = "00000000-0000-0000-0000-000000000000"
+"""the uid of an owner that is only thought of"""
 KILL_GRACE_S = 1
 """never 0: that only forgets the pod, while its processes may run on"""
 
@@ -56,6 +61,7 @@ class KubeBackend:
         self._jobs_path = f"/apis/batch/v1/namespaces/{space}/jobs"
         self._pods_path = f"/api/v1/namespaces/{space}/pods"
         self._services_path = f"/api/v1/namespaces/{space}/services"
+        self._quotas_path = f"/api/v1/namespaces/{space}/resourcequotas"
         ours = "app.kubernetes.io/managed-by=trimtab"
         self.jobs = Reflector(api, self._jobs_path, clock, selector=ours)
         self.pods = Reflector(api, self._pods_path, clock, selector=ours, keep=slim)
@@ -121,18 +127,39 @@ class KubeBackend:
 
     def dry_run(self, plan: AttemptPlan) -> list[str]:
         """What the API server would refuse of this plan, in its own words; nothing is made."""
-        refused = []
-        for path, body in (
-            (self._jobs_path, manifests.job(plan, self.options)),
-            (self._services_path, manifests.service(plan, self.options, "00000000-0000-0000-0000-000000000000")),
-        ):
-            try:
-                self._api.create(path, body, dry_run=True)
-            except AlreadyExists:
-                continue
-            except Refused as error:
-                refused.append(f"{body['kind']}: {error.message}")
-        return refused
+        return dry_run(self._api, self._rendered(plan))
+
+    def _rendered(self, plan: AttemptPlan) -> list[tuple[str, Json]]:
+        """The objects of a plan, each with the path of its collection."""
+        made = manifests.service(plan, self.options, NOBODY)
+        return [(self._jobs_path, manifests.job(plan, self.options)), (self._services_path, made)]
+
+    def forecast(self, plan: AttemptPlan, /) -> Forecast:
+        """What the API server says of the manifests, the namespace's quotas, and every node."""
+        return self.forecast_of(plan, self._rendered(plan), self.dry_run)
+
+    def forecast_of(
+        self, plan: AttemptPlan, rendered: Sequence[tuple[str, Json]], ask: Callable[[AttemptPlan], list[str]]
+    ) -> Forecast:
+        """As `forecast`, for other manifests: `ask` is their dry run."""
+        bodies = [body for _, body in rendered]
+        refusals: list[str] = []
+        limits: list[Limit] = []
+        unasked: list[str] = []
+        try:
+            refusals = ask(plan)
+            limits = forecast.limits(self._api.get(self._quotas_path)["items"], bodies)
+        except BackendUnavailable as error:
+            unasked.append(str(error))
+        except Refused as error:
+            unasked.append(f"the namespace's quotas cannot be seen: {error}")
+        nodes: tuple[NodeForecast, ...] | None = None
+        if self.nodes.age_s > STALE_S:
+            unasked.append("the cluster's nodes have not been seen lately")
+        else:
+            seen = [forecast.node_forecast(node, plan, self.options) for node in self.nodes.objects().values()]
+            nodes = tuple(sorted((one for one in seen if one.gpus or not plan.gpus_per_node), key=lambda one: one.node))
+        return Forecast(tuple(bodies), tuple(refusals), tuple(limits), nodes, tuple(unasked))
 
     # --- observe ---
 
@@ -284,10 +311,26 @@ class KubeBackend:
             raise BackendUnavailable(str(error)) from error
 
 
+def dry_run(api: KubeApi, rendered: Iterable[tuple[str, Json]], unknown: Mapping[str, str] | None = None) -> list[str]:
+    """What the API server would refuse of these objects; nothing is made. BackendUnavailable if it cannot be asked.
+
+    `unknown`: by kind, what it means when the API server does not know the kind.
+    """
+    refused = []
+    for path, body in rendered:
+        try:
+            api.create(path, body, dry_run=True)
+        except AlreadyExists:
+            continue
+        except Refused as error:
+            words = (unknown or {}).get(body["kind"]) if isinstance(error, NotFound) else None
+            refused.append(f"{body['kind']}: {words or error.message}")
+    return refused
+
+
 def ready(node: Json) -> bool:
     """Whether its kubelet says, and is still heard to say, that it can run pods."""
-    conditions = (node.get("status") or {}).get("conditions") or ()
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return forecast.ready_condition(node).get("status") == "True"
 
 
 def usable(node: Json) -> bool:

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 from controlplane.backends.base import (
     AttemptPlan,
     BackendUnavailable,
+    Forecast,
     Handle,
     Member,
     NodeCapacity,
@@ -27,7 +28,7 @@ from controlplane.backends.base import (
 )
 from controlplane.backends.kube import manifests, rayjob_look, rayjob_manifests
 from controlplane.backends.kube.api import AlreadyExists, Conflict, Forbidden, Invalid, Json, KubeApi, NotFound, Refused
-from controlplane.backends.kube.backend import KILL_GRACE_S, STALE_S, KubeBackend
+from controlplane.backends.kube.backend import KILL_GRACE_S, NOBODY, STALE_S, KubeBackend, dry_run
 from controlplane.backends.kube.pods import node_of, pod_over
 from controlplane.backends.kube.ray_api import OVER, RayApi
 from controlplane.backends.kube.reflector import Reflector
@@ -133,20 +134,16 @@ class RayJobBackend:
         """What KubeRay or the API server would refuse of this plan; nothing is made."""
         problem = rayjob_manifests.name_problem(plan.name)
         refused = [f"RayJob: {problem}"] if problem else []
-        nobody = "00000000-0000-0000-0000-000000000000"
-        for path, body in (
-            (self._path, rayjob_manifests.rayjob(plan, self.options)),
-            (self._secrets_path, rayjob_manifests.secret(plan, self.options, "not a token", nobody)),
-        ):
-            try:
-                self._api.create(path, body, dry_run=True)
-            except AlreadyExists:
-                continue
-            except NotFound:
-                refused.append(f"{body['kind']}: {NO_KUBERAY}")
-            except Refused as error:
-                refused.append(f"{body['kind']}: {error.message}")
-        return refused
+        return refused + dry_run(self._api, self._rendered(plan), {"RayJob": NO_KUBERAY})
+
+    def _rendered(self, plan: AttemptPlan) -> list[tuple[str, Json]]:
+        """The objects of a plan, each with the path of its collection; the token in them is none."""
+        made = rayjob_manifests.secret(plan, self.options, "not a token", NOBODY)
+        return [(self._path, rayjob_manifests.rayjob(plan, self.options)), (self._secrets_path, made)]
+
+    def forecast(self, plan: AttemptPlan, /) -> Forecast:
+        """What the API server says of the manifests, the namespace's quotas, and every node."""
+        return self._kube.forecast_of(plan, self._rendered(plan), self.dry_run)
 
     # --- observe ---
 

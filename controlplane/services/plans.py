@@ -1,0 +1,94 @@
+"""What a backend is handed for an attempt: its plan, made of the run's and the attempt's rows, and where its files lie.
+
+Pure: it opens nothing and makes no folder. The preflight makes the same plan of rows that are never stored, so that
+what is shown before a submission is what is sent after it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from controlplane.backends.base import AttemptPlan
+from controlplane.store.tables import Attempt, Run
+from jobs.spec import JobSpec
+
+NOBODY = "dryrun"
+"""ends the name of a run that is only thought of; the endings of real ones have no u"""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where runs live on disk and where their trainers find the server."""
+
+    runs: Path
+    ingest_url: str
+
+    def run(self, run_id: str) -> Path:
+        """The folder of a run."""
+        return self.runs / run_id
+
+    def attempt(self, run_id: str, no: int) -> Path:
+        """The folder of an attempt's checkpoints; it belongs to that attempt alone."""
+        return self.run(run_id) / f"attempt-{no:04d}"
+
+    def token(self, run_id: str, no: int) -> Path:
+        """The file that holds an attempt's trainer token."""
+        return self.run(run_id) / f"token-{no:04d}"
+
+
+def plan_of(places: Places, run: Run, attempt: Attempt) -> AttemptPlan:
+    """The plan of an attempt as its rows say."""
+    spec = attempt.spec["spec"]
+    train = {**spec["train"]}
+    environment = {
+        "TRIMTAB_RUN_ID": run.id,
+        "TRIMTAB_LIFECYCLE_ID": run.lifecycle_id or "",
+        "TRIMTAB_STAGE": run.stage,
+        "TRIMTAB_ATTEMPT": str(attempt.no),
+        "TRIMTAB_ATTEMPT_NAME": attempt.name,
+        "TRIMTAB_EPOCH": str(attempt.epoch),
+        "TRIMTAB_RUN_DIR": str(places.run(run.id)),
+        "TRIMTAB_CHECKPOINT_DIR": str(places.attempt(run.id, attempt.no)),
+        "TRIMTAB_RESUME_FROM": str(attempt.spec.get("resume_from") or ""),
+        "TRIMTAB_SKIP_STEPS": str(attempt.spec.get("skip_steps") or ""),
+        "TRIMTAB_GRACE_SECONDS": str(spec["faults"]["graceSeconds"]),
+        "TRIMTAB_INGEST_URL": places.ingest_url,
+        "TRIMTAB_TOKEN_FILE": str(places.token(run.id, attempt.no)),
+        "TRIMTAB_SEED": str(train.get("seed", 0)),
+        "TRIMTAB_TRAIN_JSON": json.dumps(train),
+        "TRIMTAB_ROUTER_JSON": json.dumps(spec.get("router", {})),
+        "TRIMTAB_DATA_JSON": json.dumps(spec.get("data", {})),
+    }
+    return AttemptPlan(
+        name=attempt.name,
+        run_uid=run.uid,
+        attempt_no=attempt.no,
+        spec_hash=attempt.spec_hash,
+        nodes=tuple(attempt.nodes),
+        ranks_per_node=int(spec["resources"]["ranksPerNode"]),
+        command=tuple(spec["command"]),
+        environment=environment,
+        node_count=int(spec["resources"]["nodes"]),
+        gpus_per_node=int(spec["resources"]["gpusPerNode"]),
+        grace_s=float(spec["faults"]["graceSeconds"]),
+        excluded=tuple(attempt.excluded_nodes),
+        placing={name: str(value) for name, value in (spec.get("kubernetes") or {}).items() if value},
+    )
+
+
+def first_plan(places: Places, spec: JobSpec) -> AttemptPlan:
+    """The plan of the first attempt that this spec would get, under a name that no run has."""
+    run_id = f"{spec.name}-{NOBODY}"
+    run = Run(id=run_id, name=spec.name, stage=spec.spec.stage, uid=NOBODY, lifecycle_id=NOBODY)
+    attempt = Attempt(
+        no=1,
+        name=f"{run_id}-1",
+        epoch=1,
+        spec=spec.to_dict(),
+        spec_hash=spec.hash(),
+        nodes=[],
+        excluded_nodes=[],
+    )
+    return plan_of(places, run, attempt)
