@@ -188,7 +188,7 @@ class Bench:
         with self.store.read() as session:
             epoch = runs.attempt_of(session, run_id, no).epoch
         beat = Heartbeat(
-            run_id, no, epoch, 0, len(nodes), nodes[0], 1, "train", 100 * no, 100 * no, 1, None, now, now, 0.5
+            run_id, no, epoch, 0, len(nodes), nodes[0], 1, "train", 100 * no, 1, 100 * no, None, now, now, 0.5
         )
         with self.store.write() as session:
             heartbeats.put(session, [beat], now=now)
