@@ -36,6 +36,7 @@ from controlplane.services.findings import Watch
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
 from controlplane.services.plans import Places
+from controlplane.services.pulses import Pulses
 from controlplane.services.reconcile import Controller
 from controlplane.store import heartbeats, incidents, leases, nodes, runs
 from controlplane.store.engine import Store
@@ -92,9 +93,10 @@ class Bench:
         book = rule_book.load()
         places = Places(folder / "runs", "http://127.0.0.1:1")
         controller = Controller(self.store, backends, book, places, quarantine_share=1.0)
-        watch = Watch(book, since_s=self.clock.now(), quarantine_share=1.0)
+        pulses = Pulses(backends.values())
+        watch = Watch(book, since_s=self.clock.now(), quarantine_share=1.0, pulses=pulses.stopped)
         self.loops = serve.wire_loops(
-            self.store, self.leadership, watch, controller, backends, {}, self.ingest, self.clock
+            self.store, self.leadership, watch, controller, backends, {}, self.ingest, self.clock, pulses
         )
 
     def start(self) -> None:

@@ -12,6 +12,9 @@ from typing import Literal, Protocol
 
 State = Literal["absent", "pending", "running", "succeeded", "failed", "unknown"]
 StopMode = Literal["kill", "terminate"]
+LEASE_STALE_S = 17.0
+"""Age of a kubelet's lease that is no longer an ordinary one: kubelets renew theirs each 10 s."""
+LEASE_FRESH_S = 15.0
 
 
 class BackendUnavailable(RuntimeError):

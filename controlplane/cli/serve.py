@@ -30,11 +30,12 @@ from controlplane.loops import Leadership, Loop
 from controlplane.notify.address import UrlPolicy
 from controlplane.notify.webhook import Sender, WebhookSender
 from controlplane.rules import book as rule_book
-from controlplane.services import deliveries, incidents, quarantine, tokens
+from controlplane.services import deliveries, incidents, quarantine, suspicion, tokens
 from controlplane.services.findings import Watch
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
 from controlplane.services.plans import Places
+from controlplane.services.pulses import Pulses
 from controlplane.services.reconcile import Controller
 from controlplane.settings import LOOPBACK, Settings
 from controlplane.store import leases, upkeep
@@ -142,8 +143,9 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
         leads=leadership.holds,
         quarantine_share=settings.quarantine_share,
     )
-    watch = Watch(book, since_s=clock.now(), quarantine_share=settings.quarantine_share)
-    loops = wire_loops(store, leadership, watch, controller, backends, senders, ingest, clock)
+    pulses = Pulses(backends.values())
+    watch = Watch(book, since_s=clock.now(), quarantine_share=settings.quarantine_share, pulses=pulses.stopped)
+    loops = wire_loops(store, leadership, watch, controller, backends, senders, ingest, clock, pulses)
     context = Context(
         store=store,
         live=live,
@@ -187,6 +189,7 @@ def wire_loops(
     senders: Mapping[str, Sender],
     ingest: Ingest,
     clock: Clock,
+    pulses: Pulses,
 ) -> dict[str, Loop]:
     """The server's loops by name, and who wakes whom: news wakes the rules, an incident wakes runs and messages."""
 
@@ -197,6 +200,8 @@ def wire_loops(
             loops["nodes"].wake()
 
     def mind_nodes(epoch: int, now: float) -> None:
+        pulses.look(store, now)
+        suspicion.suspect_once(store, epoch, now)
         quarantine.take_out_once(store, watch.book, watch.quarantine_share, epoch, now)
         quarantine.mark_once(store, backends, epoch, now)
 

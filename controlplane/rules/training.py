@@ -17,6 +17,7 @@ from controlplane.rules.book import RuleBook
 from controlplane.rules.findings import RUN, Finding, Judgement, Subject
 from jobs.contract import Heartbeat, hang_limit_s
 
+STEPPING_S = 10.0
 _ENDING = frozenset({"exit"})
 
 
@@ -88,6 +89,20 @@ def stalled_by_blind_nodes(
                 f"{first.silent_s:.0f} s"
             )
     return evidence
+
+
+def moving(ranks: Iterable[RankSeen], *, now: float) -> frozenset[str]:
+    """Nodes of runs that another node's rank shows to be stepping: the trainer there lives, whoever else is silent.
+
+    Ranks step together; one that trains and was heard within two of its steps, and 10 s at least, has not been left.
+    """
+    alive: set[str] = set()
+    for members in _by_run(ranks).values():
+        for rank in members:
+            patience_s = max(STEPPING_S, 2 * (rank.beat.step_seconds_median or 0.0))
+            if rank.beat.phase == "train" and now - rank.told_s + rank.silent_s < patience_s:
+                alive |= {other.node for other in members if other.node != rank.node}
+    return frozenset(alive)
 
 
 def _by_run(ranks: Iterable[RankSeen]) -> Mapping[str, list[RankSeen]]:

@@ -278,14 +278,22 @@ def _leave(view: View, attempt: AttemptView, hit: Sequence[Trouble], source: Sav
             return EndAttempt("stopped", "unverified", f"Attempt {attempt.no} was stopped: its restart was not proved.")
         saved = "it saved first" if any(m.exit_code == 75 for m in look.members) else "it did not save"
         return EndAttempt("stopped", "person", f"Attempt {attempt.no} was stopped; {saved}.")
-    grace = view.grace_s if corrupting is None else 0.0
-    if view.now - attempt.state_since_s > grace + KILL_AFTER_S:
+    saves = corrupting is None and (attempt.state == "draining" or view.desired in ("cancel", "pause"))
+    waited_s = view.now - attempt.state_since_s
+    if waited_s > KILL_AFTER_S + (view.grace_s if saves else 0.0):
         return abandoned(attempt, look) or Press("kill", "stopping")
     if not view.told:
         # the server that meant to tell it may have died first, or was not heard
-        saves = corrupting is None and (attempt.state == "draining" or view.desired in ("cancel", "pause"))
         return Press("terminate" if saves else "kill", attempt.state)
+    if attempt.state == "draining" and waited_s > KILL_AFTER_S and _unheard(view, look):
+        return Press("kill", "stopping")
     return Wait()
+
+
+def _unheard(view: View, look: Look) -> bool:
+    """Whether all that is left of a gang is on nodes that nobody hears from: the others saved, or could not."""
+    left = [member.node for member in look.members if member.alive]
+    return bool(left) and view.unheard.issuperset(left)
 
 
 def _advanced(view: View, attempt: AttemptView, look: Look) -> Move:

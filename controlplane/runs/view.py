@@ -181,6 +181,8 @@ class View:
     """whether a checkpoint's files are still being read"""
     pins_nodes: bool = True
     """whether a plan names its nodes; else the platform places, and says where"""
+    unheard: frozenset[str] = frozenset()
+    """nodes whose agents are silent while others are heard"""
 
     @property
     def last(self) -> AttemptView | None:

@@ -7,7 +7,7 @@ a Watch is a cache of expensive verdicts (expert windows) and the moment it bega
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from controlplane.rules.book import RuleBook
 from controlplane.rules.findings import RUN, Finding, Judgement, Subject
 from controlplane.runs.ledger import QUARANTINE_SHARE
 from controlplane.services import breaker
+from controlplane.services.pulses import no_pulse
 from controlplane.store import experts, incidents, nodes, steps, tables, watch
 from controlplane.store.engine import Session
 from controlplane.store.watch import LiveAttempt
@@ -43,9 +44,20 @@ class _Verdict:
 class Watch:
     """The rules of one server. Not for several threads at once: one loop owns it."""
 
-    def __init__(self, book: RuleBook, *, since_s: float, quarantine_share: float = QUARANTINE_SHARE) -> None:
-        """since_s: when this server began to listen; no silence before it counts against anybody."""
+    def __init__(
+        self,
+        book: RuleBook,
+        *,
+        since_s: float,
+        quarantine_share: float = QUARANTINE_SHARE,
+        pulses: Callable[[float], dict[str, str]] = no_pulse,
+    ) -> None:
+        """since_s: when this server began to listen; no silence before it counts against anybody.
+
+        `pulses` says of silent nodes what the platform knows against them (services/pulses.py).
+        """
         self.book, self.since_s, self.quarantine_share = book, since_s, quarantine_share
+        self._pulses = pulses
         self._experts: dict[str, _Verdict] = {}
         self._losses: dict[str, _Verdict] = {}
 
@@ -54,9 +66,11 @@ class Watch:
         attempts = [attempt for attempt in watch.live_attempts(session) if not attempt.ending]
         ranks = self._ranks(session, attempts)
         stalled = training.stalled_by_blind_nodes(ranks, self.book, now=now, watching_since_s=self.since_s)
+        living = training.moving(ranks, now=now)
+        pulseless = {node: clause for node, clause in self._pulses(now).items() if node not in living}
         everyone = nodes.listed(session)
         seen = [fleet.NodeSeen(node.name, node.last_seen_s, node.state) for node in everyone]
-        judgement = fleet.no_telemetry(seen, stalled, self.book, now=now, watching_since_s=self.since_s)
+        judgement = fleet.no_telemetry(seen, pulseless | stalled, self.book, now=now, watching_since_s=self.since_s)
         judgement += self._held(session, everyone, now)
         judgement += training.hang(ranks, self.book, now=now, watching_since_s=self.since_s)
         offsets = watch.clock_offsets(session)

@@ -16,7 +16,7 @@ import structlog
 from controlplane.backends.base import Backend, BackendUnavailable
 from controlplane.rules.book import RuleBook
 from controlplane.runs.checkpoints import Saved
-from controlplane.runs.plan import Candidate
+from controlplane.runs.plan import BLIND_S, Candidate
 from controlplane.runs.view import AttemptView, Beat, Corruption, Look, MemberView, OpenDecision, Trouble, View, Wish
 from controlplane.store import heartbeats, incidents, nodes, runs
 from controlplane.store.engine import Store
@@ -204,7 +204,13 @@ def view_of(
         told=told,
         verifying=verifying,
         pins_nodes=pins_nodes,
+        unheard=_unheard(fleet) if rows.attempts and rows.attempts[-1].state == "draining" else frozenset(),
     )
+
+
+def _unheard(fleet: Fleet) -> frozenset[str]:
+    """The nodes that are silent while others are heard."""
+    return frozenset(one.name for one in fleet.machines if fleet.heard_s - one.last_seen_s > BLIND_S)
 
 
 def attempt_of(row: Attempt) -> AttemptView:

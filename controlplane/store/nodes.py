@@ -243,13 +243,17 @@ def uncordon(session: Session, name: str, *, reason: str, now: float) -> bool:
     )
 
 
-def set_state(session: Session, name: str, state: str, *, reason: str, now: float) -> bool:
-    """Moves a node's session to a state. False if there is no such node; IntegrityError for a state that is none."""
-    return _change(session, name, state=state, state_reason=reason, state_since_s=now)
+def set_state(session: Session, name: str, state: str, *, reason: str, now: float, before: str = "") -> bool:
+    """Moves a node's session to a state, only from `before` where it is given.
+
+    False if there is no such node in it; IntegrityError for a state that is none.
+    """
+    return _change(session, name, before, state=state, state_reason=reason, state_since_s=now)
 
 
-def _change(session: Session, name: str, **values: Any) -> bool:
-    changed = session.execute(
-        update(Node).where(Node.name == name).values(**values).execution_options(synchronize_session="fetch")
-    )
+def _change(session: Session, name: str, before: str = "", **values: Any) -> bool:
+    which = update(Node).where(Node.name == name)
+    if before:
+        which = which.where(Node.state == before)
+    changed = session.execute(which.values(**values).execution_options(synchronize_session="fetch"))
     return bool(changed.rowcount == 1)  # type: ignore[attr-defined]  # an UPDATE's result has a row count

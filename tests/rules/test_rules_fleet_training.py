@@ -10,7 +10,7 @@ import pytest
 from controlplane.rules import book as rule_book
 from controlplane.rules.findings import Judgement, Subject
 from controlplane.rules.fleet import NodeSeen, no_telemetry
-from controlplane.rules.training import RankSeen, StepSeen, hang, loss_not_finite, stalled_by_blind_nodes
+from controlplane.rules.training import RankSeen, StepSeen, hang, loss_not_finite, moving, stalled_by_blind_nodes
 from jobs.contract import Heartbeat
 
 BOOK = rule_book.load()
@@ -131,6 +131,15 @@ def test_each_phase_has_its_own_patience(beat: dict[str, object], limit: float) 
 def test_a_slow_disk_is_given_the_time_it_took_before() -> None:
     slow = replace(rank(0, 700, phase="checkpoint"), longest_checkpoint_s=300.0)
     assert hung(slow) == Judgement()
+
+
+def test_a_run_that_steps_elsewhere_shows_that_a_silent_nodes_trainer_lives() -> None:
+    silent = rank(1, 2, 30.0)
+    assert moving([rank(0, 4), silent], now=NOW) == {"node-1"}
+    assert moving([rank(0, 11), silent], now=NOW) == frozenset(), "it has waited for too long itself"
+    assert moving([rank(0, 40, step_seconds_median=30.0), silent], now=NOW) == {"node-1"}, "its steps are long"
+    assert moving([rank(0, 4, phase="checkpoint"), silent], now=NOW) == frozenset()
+    assert moving([silent], now=NOW) == frozenset()
 
 
 def test_a_heartbeat_lost_with_its_agent_is_unknown_and_never_stale() -> None:

@@ -83,6 +83,26 @@ CASES: dict[str, Case] = {
         Wait,
         {},
     ),
+    "who is left on a node that nobody hears is given no more time to save": (
+        placing(
+            attempt(state="draining", state_since_s=NOW - 6),
+            look=STUCK,
+            decision=decision(corrupting_since_s=None),
+            unheard=frozenset({"b"}),
+        ),
+        Press,
+        {"mode": "kill", "state": "stopping"},
+    ),
+    "who saves on a node that is heard has the time": (
+        placing(
+            attempt(state="draining", state_since_s=NOW - 6),
+            look=STUCK,
+            decision=decision(corrupting_since_s=None),
+            unheard=frozenset({"a"}),
+        ),
+        Wait,
+        {},
+    ),
     "and given up when that does not help": (
         placing(attempt(state="stopping", state_since_s=NOW - 60), look=STUCK, decision=decision()),
         EndAttempt,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from urllib.parse import quote
 
 import structlog
@@ -31,6 +30,7 @@ from controlplane.backends.base import (
 )
 from controlplane.backends.kube import forecast, manifests
 from controlplane.backends.kube.api import AlreadyExists, Conflict, Forbidden, Invalid, Json, KubeApi, NotFound, Refused
+from controlplane.backends.kube.kubelets import Kubelets
 from controlplane.backends.kube.nodes import NodeActuator, status_of
 from controlplane.backends.kube.options import GPU_RESOURCE, KubeOptions
 from controlplane.backends.kube.pods import holds_gpus, index_of, member_of, node_of, pod_over, slim
@@ -41,6 +41,9 @@ _log = structlog.get_logger()
 STALE_S = 90.0
 """a watch with bookmarks says something each minute"""
 STUCK_S = 10.0
+LATE_S = 3.0
+"""past its grace: what else its kubelet says, or does not say, is then worth a call"""
+MOST_ASKED = 16
 NOBODY = "00000000-0000-0000-0000-000000000000"
 """the uid of an owner that is only thought of"""
 KILL_GRACE_S = 1
@@ -55,7 +58,7 @@ class KubeBackend:
     """the scheduler places; a plan's nodes are what it must not be given"""
 
     def __init__(self, api: KubeApi, options: KubeOptions, clock: Clock, *, marks_nodes: bool = False) -> None:
-        self._api, self.options, self._clock = api, options, clock
+        self._api, self.options, self._clock, self._kubelets = api, options, clock, Kubelets(api, clock)
         self._actuator = NodeActuator(api) if marks_nodes else None
         space = quote(options.namespace)
         self._jobs_path = f"/apis/batch/v1/namespaces/{space}/jobs"
@@ -195,17 +198,15 @@ class KubeBackend:
 
     def mark_stuck(self, seen: Observation) -> Observation:
         """Members past their grace on a node whose kubelet is silent: deleting them again would change nothing."""
-        if self.nodes.age_s > STALE_S or not any(
-            member.overdue_s(seen.observed_s) > STUCK_S for member in seen.members
-        ):
+        overdue = {one.node: one.overdue_s(seen.observed_s) for one in seen.members if one.node and one.alive}
+        late = {node: late_s for node, late_s in overdue.items() if late_s > LATE_S}
+        if not late or self.nodes.age_s > STALE_S:
             return seen
-        marked = (
-            replace(member, stuck=True)
-            if member.overdue_s(seen.observed_s) > STUCK_S and not ready(self.nodes.get(member.node) or {})
-            else member
-            for member in seen.members
-        )
-        return replace(seen, members=tuple(marked))
+        stuck = {node for node, late_s in late.items() if late_s > STUCK_S and not ready(self.nodes.get(node) or {})}
+        heard = (name for (_, name), node in self.nodes.objects().items() if name not in late and ready(node))
+        if len(late) <= MOST_ASKED:  # more than that is a slow cluster, no dead node
+            stuck |= self._kubelets.silent(late.keys() - stuck, next(heard, ""))
+        return replace(seen, members=tuple(replace(m, stuck=m.alive and m.node in stuck) for m in seen.members))
 
     def copied_pods(self, name: str) -> list[Json]:
         """An attempt's pods in the copy."""
@@ -282,20 +283,9 @@ class KubeBackend:
             raise BackendUnavailable(f"the copy of the cluster's nodes is {self.nodes.age_s:.0f} s old")
         found = {name: node for name in nodes if (node := self.nodes.get(name)) is not None}
         return {
-            name: status_of(name, node, self._lease_age_s(name) if leases else None) for name, node in found.items()
+            name: status_of(name, node, self._kubelets.lease_age_s(name) if leases else None)
+            for name, node in found.items()
         }
-
-    def _lease_age_s(self, node: str) -> float | None:
-        """None when there is no lease, or it cannot be read: that says nothing of the node."""
-        try:
-            lease = self._api.get(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}")
-        except Forbidden as error:
-            _log.warning("a kubelet's lease may not be read; install the reader's role", error=str(error))
-            return None
-        except (Refused, BackendUnavailable):
-            return None
-        renewed = (lease.get("spec") or {}).get("renewTime")
-        return self._clock.now() - datetime.fromisoformat(renewed).timestamp() if renewed else None
 
     def read_logs(self, name: str, index: int, limit: int = 1 << 20) -> bytes:
         """The end of a pod's log; empty when the pod is gone or never ran."""
