@@ -81,9 +81,10 @@ def list_runs(
 def submit(parts: Parts, caller: Operator, deed: Doing, body: Submission) -> Json:
     """Submit a job; answers the run."""
     spec = parse_job(body.source())
+    backend = runs.on_what(spec, parts.backend, parts.ray).name
 
     def act(session: Session) -> Json:
-        run = runs.submit(session, spec, backend=parts.default_backend, **_by(parts, caller))
+        run = runs.submit(session, spec, backend=backend, **_by(parts, caller))
         deed.note(session, "submitted", {"run": run.id, "hash": spec.hash()})
         return views_runs.view(session, run, parts.clock.now())
 
@@ -95,7 +96,7 @@ def submit(parts: Parts, caller: Operator, deed: Doing, body: Submission) -> Jso
 @router.post("/runs/validate")
 def validate(parts: Parts, _caller: Viewer, body: Submission) -> Json:
     """What would happen to this job now: problems with paths, checks, candidate nodes, a cluster's word. No change."""
-    return preflight.check(parts.store, parts.backend, parts.places, body.source(), parts.clock.now())
+    return preflight.check(parts.store, parts.backend, parts.places, body.source(), parts.clock.now(), ray=parts.ray)
 
 
 @router.get("/runs/{run_id}")

@@ -26,6 +26,7 @@ from controlplane.store.tables_people import (
     Delivery,
     IdempotencyKey,
     Incident,
+    Key,
     Lease,
     Token,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "IdempotencyKey",
     "Incident",
     "KernelLog",
+    "Key",
     "Lease",
     "Lifecycle",
     "Node",
