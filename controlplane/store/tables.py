@@ -30,7 +30,7 @@ from controlplane.store.tables_people import (
     Lease,
     Token,
 )
-from controlplane.store.tables_runs import Attempt, Checkpoint, Decision, Event, Lifecycle, Run
+from controlplane.store.tables_runs import Attempt, Checkpoint, Decision, Event, LastWord, Lifecycle, Run
 from controlplane.store.tables_training import ExpertChunk, ExpertLayer, ExpertPart, Heartbeat, StepChunk
 
 metadata = Row.metadata
@@ -54,6 +54,7 @@ __all__ = [
     "Incident",
     "KernelLog",
     "Key",
+    "LastWord",
     "Lease",
     "Lifecycle",
     "Node",
