@@ -46,6 +46,7 @@ class Settings:
     kube_volume_path: str = "/var/lib/trimtab/runs"
     kube_runtime_path: str = "/run/trimtab"
     kube_queue: str = ""
+    kube_ray: bool = False
     kube_node_actuator: bool = False
     quarantine_share: float = 0.05
     log: str = "info"
@@ -88,6 +89,7 @@ HELP: Mapping[str, str] = {
     "kube_volume_path": "where that volume is mounted, in the trainers and in the server",
     "kube_runtime_path": "folder of each node where trainers leave heartbeats and rings for the node's agent",
     "kube_queue": "Kueue queue of jobs that name none; empty: no queue",
+    "kube_ray": "run jobs that ask for Ray as RayJobs; KubeRay has to be there, and the rights for it",
     "kube_node_actuator": "cordon and taint bad nodes in the cluster; its service account must be allowed to",
     "quarantine_share": "share (0 to 1) of the fleet that may leave service in 10 min by itself; 2 nodes always may",
     "log": "debug, info, warning or error",

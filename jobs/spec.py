@@ -26,6 +26,8 @@ WORKLOADS: Mapping[str, Callable[[Mapping[str, Mapping[str, Any]]], list[tuple[s
 """By the module that a command runs: what its trainer would refuse of the maps train, router and data."""
 TEMPLATES = Path(__file__).parent / "lifecycles"
 MAX_TEXT = 256 * 1024
+RAY_NAME = 35
+"""characters of a name on Ray: KubeRay adds its own to a run's and an attempt's, and 63 is all that a name may have"""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 Scalar = str | int | float | bool | None
@@ -95,6 +97,8 @@ class Placing(_Part):
     image: str = ""
     queue: str = ""
     priority_class: str = Field(default="", alias="priorityClass")
+    ray: bool = False
+    """The command is a Ray program: KubeRay brings up a Ray cluster on the nodes and runs it on the first."""
 
 
 class JobBody(_Part):
@@ -306,6 +310,23 @@ def _of_workload(found: Mapping[str, Any]) -> list[Problem]:
     return [Problem(path, message) for judge in judges for path, message in judge(maps)]
 
 
+def _of_ray(found: Mapping[str, Any]) -> list[Problem]:
+    """What KubeRay would refuse of an attempt's name only after the job has waited in the queue."""
+    head, body = found.get("metadata"), found.get("spec")
+    asked = isinstance(body, dict) and isinstance(body.get("kubernetes"), dict) and body["kubernetes"].get("ray")
+    name = head.get("name") if isinstance(head, dict) else None
+    if asked is not True or not isinstance(name, str):
+        return []
+    if len(name) > RAY_NAME:
+        return [Problem("metadata.name", f"must have at most {RAY_NAME} characters on Ray, not {len(name)}")]
+    begins = name[:1].isalpha()
+    return [] if begins else [Problem("metadata.name", "must begin with a letter on Ray")]
+
+
+def _of_job(found: Mapping[str, Any]) -> list[Problem]:
+    return _of_workload(found) + _of_ray(found)
+
+
 def _of_stages(found: Mapping[str, Any]) -> list[Problem]:
     """What the trainers of a lifecycle's stages would refuse, with the whole path."""
     body = found.get("spec")
@@ -316,7 +337,9 @@ def _of_stages(found: Mapping[str, Any]) -> list[Problem]:
         if isinstance(stage, dict) and isinstance(stage.get("job"), dict)
     ]
     return [
-        Problem(f"stages.{index}.job.spec.{one.path}", one.message) for index, job in jobs for one in _of_workload(job)
+        Problem(f"stages.{index}.job.{'' if one.path.startswith('metadata') else 'spec.'}{one.path}", one.message)
+        for index, job in jobs
+        for one in _of_job(job)
     ]
 
 
@@ -325,7 +348,7 @@ def parse_job(source: Mapping[str, Any] | str) -> JobSpec:
 
     The maps of a workload that ships are held to what its trainer takes, so that it is not refused on the nodes.
     """
-    return _parse(JobSpec, source, "job", _of_workload)
+    return _parse(JobSpec, source, "job", _of_job)
 
 
 def parse_lifecycle(source: Mapping[str, Any] | str) -> Lifecycle:

@@ -16,6 +16,8 @@ from controlplane.services.live import Live
 from controlplane.services.plans import Places
 from controlplane.store.engine import Store
 
+RAY = "rayjob"
+
 
 class RoundsSeen(Protocol):
     """What health and metrics look at of a loop: when it began, its rounds, and when the last good one ended."""
@@ -68,3 +70,8 @@ class Context:
     def backend(self) -> Backend:
         """Where new runs go."""
         return self.backends[self.default_backend]
+
+    @property
+    def ray(self) -> Backend | None:
+        """Where new runs of Ray programs go; None where there is no such place."""
+        return self.backends.get(RAY)

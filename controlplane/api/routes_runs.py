@@ -14,8 +14,8 @@ from controlplane.api.deeds import Deed, Doing
 from controlplane.api.described import WHO
 from controlplane.api.problems import Problem, chosen, not_found
 from controlplane.backends.base import BackendUnavailable
-from controlplane.services import preflight, runs, views_runs, views_why
-from controlplane.store import experts, telemetry
+from controlplane.services import lastwords, preflight, runs, views_runs, views_why
+from controlplane.store import experts, last_words, telemetry
 from controlplane.store import runs as rows
 from controlplane.store.base import RUN_STATUSES
 from controlplane.store.engine import Joined, Session
@@ -81,9 +81,10 @@ def list_runs(
 def submit(parts: Parts, caller: Operator, deed: Doing, body: Submission) -> Json:
     """Submit a job; answers the run."""
     spec = parse_job(body.source())
+    backend = runs.on_what(spec, parts.backend, parts.ray).name
 
     def act(session: Session) -> Json:
-        run = runs.submit(session, spec, backend=parts.default_backend, **_by(parts, caller))
+        run = runs.submit(session, spec, backend=backend, **_by(parts, caller))
         deed.note(session, "submitted", {"run": run.id, "hash": spec.hash()})
         return views_runs.view(session, run, parts.clock.now())
 
@@ -95,7 +96,7 @@ def submit(parts: Parts, caller: Operator, deed: Doing, body: Submission) -> Jso
 @router.post("/runs/validate")
 def validate(parts: Parts, _caller: Viewer, body: Submission) -> Json:
     """What would happen to this job now: problems with paths, checks, candidate nodes, a cluster's word. No change."""
-    return preflight.check(parts.store, parts.backend, parts.places, body.source(), parts.clock.now())
+    return preflight.check(parts.store, parts.backend, parts.places, body.source(), parts.clock.now(), ray=parts.ray)
 
 
 @router.get("/runs/{run_id}")
@@ -149,31 +150,49 @@ def stored(parts: Parts, _caller: Viewer, run_id: str) -> Json:
 
 @router.get("/runs/{run_id}/logs")
 def logs(
-    parts: Parts, _caller: Viewer, run_id: str, attempt: int | None = None, rank: int = 0, limit: int = 65_536
+    parts: Parts,
+    _caller: Viewer,
+    run_id: str,
+    attempt: int | None = None,
+    rank: int | None = None,
+    limit: int = 65_536,
 ) -> Json:
-    """The end of a rank's output, of the last attempt unless one is named."""
+    """The end of a rank's output, of the last attempt and the rank that failed first unless others are named."""
     with parts.store.read() as session:
         run = found(session, run_id)
         attempts = {one.no: one for one in rows.attempts(session, run.id)}
+        number = attempt if attempt is not None else max(attempts, default=0)
+        kept = last_words.of_attempt(session, run.id, number)
     resources = run.spec["spec"]["resources"]
     per_node = int(resources.get("ranksPerNode", 1))
     ranks = int(resources["nodes"]) * per_node
+    rank = rank if rank is not None else lastwords.first_rank(kept, per_node)
     if not 0 <= rank < ranks:
         hint = f"It has rank{'s 0 to' if ranks > 1 else ''} {ranks - 1}."
         raise Problem(404, "not_found", f"{run.id} has no rank {rank}", hint=hint)
-    number = attempt if attempt is not None else max(attempts, default=0)
     if attempt is not None and number not in attempts:
         hint = f"It has {', '.join(map(str, attempts)) or 'none yet'}."
         raise Problem(404, "not_found", f"{run.id} has no attempt {number}", hint=hint)
     if number not in attempts:
-        return {"attempt": None, "rank": rank, "text": "", "truncated": False}
+        return {"attempt": None, "rank": rank, "text": "", "truncated": False, "kept": False, "ended": None}
     limit = max(1, min(limit, 1 << 20))
+    word = next((one for one in kept if one.member == rank // per_node), None)
     try:
         body = parts.backends[run.backend].read_logs(attempts[number].name, rank // per_node, limit)
     except BackendUnavailable as error:
-        raise Problem(503, "backend_unavailable", "The log cannot be read now", str(error)) from error
-    text = body.decode(errors="replace")
-    return {"attempt": number, "rank": rank, "text": text, "truncated": len(body) >= limit}
+        if word is None or not word.log:
+            raise Problem(503, "backend_unavailable", "The log cannot be read now", str(error)) from error
+        body = b""
+    old = not body and word is not None and bool(word.log)
+    body = word.log[-limit:] if word is not None and old else body
+    return {
+        "attempt": number,
+        "rank": rank,
+        "text": body.decode(errors="replace"),
+        "truncated": len(body) >= (min(limit, lastwords.BYTES) if old else limit),
+        "kept": old,
+        "ended": None if word is None else lastwords.shown(word),
+    }
 
 
 @router.post("/runs/{run_id}/stop")

@@ -188,6 +188,8 @@ class Backend(Protocol):
     name: str
     pins_nodes: bool
     """whether a plan names its nodes; else the platform chooses, and says which in `observe`"""
+    keeps_logs: bool
+    """whether a member's output can be read for as long as the attempt's record is kept"""
 
     def start(self) -> None:
         """Begins to keep whatever copies of the platform's state the backend needs."""

@@ -44,6 +44,7 @@ class LocalBackend:
 
     name = "local"
     pins_nodes = True
+    keeps_logs = True
 
     def __init__(self, folder: Path, runtime_dir: Path) -> None:
         self.folder, self.runtime_dir = folder, runtime_dir

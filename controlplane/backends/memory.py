@@ -47,6 +47,7 @@ class MemoryBackend:
 
     name = "memory"
     pins_nodes = True
+    keeps_logs = True
 
     def __init__(self, nodes: Sequence[str]) -> None:
         self.nodes = list(nodes)
@@ -57,6 +58,8 @@ class MemoryBackend:
         """nodes whose kubelet is silent"""
         self.reachable = True
         self.lose_next_answer = False
+        self.logs: dict[tuple[str, int], bytes] = {}
+        """what members have written, by attempt and index"""
         self.on_call: Callable[[str], None] = lambda _call: None
 
     def _answering(self, call: str) -> None:
@@ -152,7 +155,8 @@ class MemoryBackend:
 
     def read_logs(self, name: str, index: int, limit: int = 1 << 20) -> bytes:
         self._answering("read_logs")
-        return f"{name} member {index}: a scripted attempt writes no log\n".encode()[-limit:]
+        nothing = f"{name} member {index}: a scripted attempt writes no log\n".encode()
+        return self.logs.get((name, index), nothing)[-limit:]
 
     # --- the script ---
 

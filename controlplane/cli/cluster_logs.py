@@ -16,7 +16,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-MOST_BYTES = 4 << 20
+MOST_BYTES = 16 << 20
+
+
+def kubelets_part(log: bytes, lines: int | None, limit: int | None) -> bytes:
+    """What a kubelet sends of a log: of the last so many lines the first so many bytes."""
+    at = len(log.rstrip(b"\n"))
+    for _ in range(lines if lines is not None else 0):
+        at = log.rfind(b"\n", 0, at)
+        if at < 0:
+            break
+    tail = log if lines is None else log[at + 1 :] if lines else b""
+    return tail[: min(limit or MOST_BYTES, MOST_BYTES)]
+
+
+def _number(query: dict[str, list[str]], name: str) -> int | None:
+    return int(query[name][0]) if query.get(name) else None
 
 
 def certificate(folder: Path, now_s: float) -> tuple[Path, Path]:
@@ -57,8 +72,7 @@ class LogServer:
                     self.send_error(404, "no such pod here")
                     return
                 query = parse_qs(asked.query)
-                limit = min(MOST_BYTES, int((query.get("limitBytes") or ["0"])[0]) or MOST_BYTES)
-                body = path.read_bytes()[-limit:]
+                body = kubelets_part(path.read_bytes(), _number(query, "tailLines"), _number(query, "limitBytes"))
                 self.send_response(200)
                 self.send_header("Content-Type", "text/plain")
                 self.send_header("Content-Length", str(len(body)))

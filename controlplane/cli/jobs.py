@@ -165,15 +165,22 @@ def _text(run: Json) -> str:
 @app.command()
 def logs(
     run: Run,
-    rank: Annotated[int, typer.Option(help="whose output")] = 0,
+    rank: Annotated[int | None, typer.Option(help="whose output (the one that failed first, else 0)")] = None,
     attempt: Annotated[int | None, typer.Option(help="which attempt (the last)")] = None,
     limit: Annotated[int, typer.Option(help="bytes from the end")] = 65_536,
 ) -> None:
     """The end of a rank's output."""
     found = connect().get(f"runs/{run}/logs", rank=rank, attempt=attempt, limit=limit)
     print(found["text"], end="")
+    ended = found["ended"]
+    if ended:
+        words = ": ".join(str(one) for one in (ended["class"], ended["message"]) if one)
+        code = f"code {ended['exit_code']}" if ended["exit_code"] is not None else "no code"
+        kept = "; this is what was kept of it" if found["kept"] else ""
+        lost = f"; its output could not be kept: {ended['missing']}" if ended["missing"] else ""
+        hint(f"rank {found['rank']} on {ended['node']} ended with {code} ({words or 'it left no record'}){kept}{lost}")
     if not found["text"]:
-        told = f"rank {rank} of attempt {found['attempt']} has written nothing"
+        told = f"rank {found['rank']} of attempt {found['attempt']} has written nothing"
         hint(f"{run}: {told if found['attempt'] is not None else 'there is no attempt yet'}.")
 
 

@@ -38,7 +38,7 @@ from controlplane.services.plans import Places
 from controlplane.services.pulses import Pulses
 from controlplane.services.reconcile import Controller
 from controlplane.settings import LOOPBACK, Settings
-from controlplane.store import leases, upkeep
+from controlplane.store import keys, leases, upkeep
 from controlplane.store import tokens as token_rows
 from controlplane.store.engine import Store
 
@@ -131,7 +131,7 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
     policy = UrlPolicy(allow_loopback=settings.webhook_loopback, own=frozenset({own}))
     senders = {"webhook": WebhookSender(policy)}
     leadership = Leadership(store, leases.this_process(f"{os.uname().nodename}/{uuid7(clock.now())}"), clock)
-    backends = open_backends(settings, leadership, clock)
+    backends = open_backends(settings, store, leadership, clock)
     runs = Path(settings.kube_volume_path) if settings.backend == "kube" else data / "runs"
     places = Places(runs, settings.public_url or address(settings, own[1]))
     controller = Controller(
@@ -164,8 +164,13 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
     return Server(context, list(loops.values()), leadership, ingest, store)
 
 
-def open_backends(settings: Settings, leadership: Leadership, clock: Clock) -> dict[str, Backend]:
+def open_backends(settings: Settings, store: Store, leadership: Leadership, clock: Clock) -> dict[str, Backend]:
     """This machine, and the cluster if attempts run there. StartError when there is no way to it."""
+
+    def ray_key() -> bytes:
+        with store.write() as session:
+            return keys.kept(session, "ray", now=clock.now())
+
     settings.runtime_dir.mkdir(parents=True, exist_ok=True)
     local = LocalBackend(settings.data.resolve() / "attempts", settings.runtime_dir)
     backends: dict[str, Backend] = {local.name: local}
@@ -173,10 +178,10 @@ def open_backends(settings: Settings, leadership: Leadership, clock: Clock) -> d
         from controlplane.cli.kube import open_kube  # the official client takes most of a second to import
 
         try:
-            kube = open_kube(settings, clock, lambda: leadership.epoch is not None)
+            found = open_kube(settings, clock, lambda: leadership.epoch is not None, ray_key)
         except BackendUnavailable as error:
             raise StartError(f"{error}: name a kubeconfig with --kube-config") from error
-        backends[kube.name] = kube
+        backends |= {backend.name: backend for backend in found}
     return backends
 
 

@@ -83,7 +83,7 @@ def _waiting(look: Look) -> str:
 _KNOWS_LITTLE = {"killed": 1, "peer_lost": 2}
 
 
-def _order(member: MemberView) -> tuple[int, float]:
+def order(member: MemberView) -> tuple[int, float]:
     """Who knows the cause comes first; among equals, the earliest."""
     told = member.termination or {}
     return _KNOWS_LITTLE.get(str(told.get("class")), 0), float(told.get("at_s") or 0.0)
@@ -99,7 +99,7 @@ def failed(attempt: AttemptView, look: Look) -> EndAttempt:
         return EndAttempt(
             "failed", "killed", f"Attempt {attempt.no} ended: {message}.", "killed", message, level="warn"
         )
-    first = min(told, key=_order)
+    first = min(told, key=order)
     word = first.termination or {}
     end_class = str(word.get("class") or "error")
     message = str(word.get("message") or "it left no record")

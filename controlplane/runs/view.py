@@ -54,6 +54,8 @@ class MemberView:
     """why it does not run, in the platform's words"""
     stuck: bool = False
     """told to end and not ended, on a node that nobody hears from"""
+    index: int = 0
+    """its number within the gang"""
 
 
 @dataclass(frozen=True, slots=True)

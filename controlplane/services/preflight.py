@@ -12,6 +12,7 @@ from typing import Any
 from controlplane.backends.base import Backend
 from controlplane.runs import plan
 from controlplane.services import advising, foreseen, observe, plans
+from controlplane.services import runs as run_service
 from controlplane.services.durations import duration
 from controlplane.services.foreseen import line
 from controlplane.services.plans import Places
@@ -22,10 +23,19 @@ from jobs.spec import JobSpec, SpecError, parse_job
 Json = dict[str, Any]
 
 
-def check(store: Store, backend: Backend, places: Places, source: Mapping[str, Any] | str, now: float) -> Json:
-    """The preflight of a spec. API: runs/validate."""
+def check(
+    store: Store,
+    backend: Backend,
+    places: Places,
+    source: Mapping[str, Any] | str,
+    now: float,
+    *,
+    ray: Backend | None = None,
+) -> Json:
+    """The preflight of a spec. API: runs/validate. `ray`: where Ray programs would go, if anywhere."""
     try:
         spec = parse_job(source)
+        backend = run_service.on_what(spec, backend, ray)
     except SpecError as error:
         problems = [{"path": one.path, "message": one.message} for one in error.problems]
         count = len(problems)

@@ -36,6 +36,7 @@ from controlplane.runs.view import (
 from controlplane.services import observe, outcomes, tokens
 from controlplane.services.blindness import Blindness
 from controlplane.services.discovery import Discovery
+from controlplane.services.lastwords import LastWords
 from controlplane.services.observe import Fleet
 from controlplane.services.plans import Places, plan_of
 from controlplane.store import leases, runs
@@ -69,6 +70,7 @@ class Controller:
     ) -> None:
         self._store, self._backends, self._book, self._places, self._expect = store, backends, book, places, expect
         self._discovery, self._leads, self._share = discovery or Discovery(store), leads, quarantine_share
+        self._last_words = LastWords(store, LEASE)
         self._told: set[str] = set()
         self._blindness = Blindness()
         self._specs: dict[str, JobSpec] = {}
@@ -129,6 +131,8 @@ class Controller:
             None if alive else observe.candidates(backend, fleet.machines, now, fleet.afflicted, fleet.others(run_id))
         )
         if last is not None and alive:
+            with self._holding_up_nobody(run_id):
+                self._last_words.keep(run_id, last.no, last.name, backend, look, lease_epoch=lease_epoch, now=now)
             self._mind_blindness(rows.run.id, last, backend.name, look, lease_epoch, now)
         told = last is not None and last.name in self._told
         verifying = self._discovery.verifying(run_id)
@@ -262,6 +266,7 @@ class Controller:
         if isinstance(move, EndAttempt):
             self._discovery.forget(last.run_id)  # what it saved last counts before the next one is planned
             self._told.discard(last.name)
+            self._last_words.forget(last.name)
         mode = move.mode if isinstance(move, Press) else move.stop if isinstance(move, Decide) else "none"
         if isinstance(move, Conclude) and move.stop:
             mode = "kill"

@@ -9,6 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from controlplane.backends.base import Backend
 from controlplane.ids import uuid7
 from controlplane.runs.states import RUN_ENDED
 from controlplane.services.outcomes import tell
@@ -16,7 +17,7 @@ from controlplane.store import events, runs
 from controlplane.store.engine import Session, Sessions, Store
 from controlplane.store.tables import Run
 from jobs.contract import ContractError, read_manifest
-from jobs.spec import JobSpec, Lifecycle
+from jobs.spec import JobSpec, Lifecycle, Problem, SpecError
 
 _LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -31,6 +32,15 @@ class RunRefused(ValueError):
 
 class StaleTrainer(PermissionError):
     """A trainer of another attempt or of a past epoch."""
+
+
+def on_what(spec: JobSpec, usual: Backend, ray: Backend | None) -> Backend:
+    """The backend of a job: `usual`, or `ray` if it brings a Ray program. SpecError where this server has none."""
+    if not spec.spec.kubernetes.ray:
+        return usual
+    if ray is None:
+        raise SpecError([Problem("kubernetes.ray", "this server runs no jobs on Ray (--kube-ray)")])
+    return ray
 
 
 def submit(session: Session, spec: JobSpec, *, backend: str, actor: str, now: float) -> Run:

@@ -26,10 +26,11 @@ from controlplane.store.tables_people import (
     Delivery,
     IdempotencyKey,
     Incident,
+    Key,
     Lease,
     Token,
 )
-from controlplane.store.tables_runs import Attempt, Checkpoint, Decision, Event, Lifecycle, Run
+from controlplane.store.tables_runs import Attempt, Checkpoint, Decision, Event, LastWord, Lifecycle, Run
 from controlplane.store.tables_training import ExpertChunk, ExpertLayer, ExpertPart, Heartbeat, StepChunk
 
 metadata = Row.metadata
@@ -52,6 +53,8 @@ __all__ = [
     "IdempotencyKey",
     "Incident",
     "KernelLog",
+    "Key",
+    "LastWord",
     "Lease",
     "Lifecycle",
     "Node",

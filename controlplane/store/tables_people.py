@@ -134,6 +134,15 @@ class IdempotencyKey(Row):
     body: Mapped[dict[str, Any]] = mapped_column(JSON(none_as_null=True))
 
 
+class Key(Row):
+    """A key of the control plane's own. It never leaves the server."""
+
+    __tablename__ = "keys"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    secret: Mapped[bytes]
+    made_s: Mapped[float]
+
+
 class Lease(Row):
     """Who may act, under a growing epoch."""
 

@@ -133,6 +133,23 @@ class Decision(Row):
     incident_id: Mapped[str | None] = mapped_column(points_to("incidents.id"))
 
 
+class LastWord(Row):
+    """What a failed member of an attempt said last; `log` is compressed, `place` 0 failed first."""
+
+    __tablename__ = "last_words"
+    __table_args__ = (Index("ix_last_words_kept", "kept_s"),)
+    run_id: Mapped[str] = mapped_column(points_to("runs.id"), primary_key=True)
+    attempt_no: Mapped[int] = mapped_column(Integer, primary_key=True)
+    member: Mapped[int] = mapped_column(Integer, primary_key=True)
+    place: Mapped[int] = mapped_column(Integer)
+    node: Mapped[str]
+    exit_code: Mapped[int | None] = mapped_column(Integer)
+    said: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    log: Mapped[bytes]
+    missing: Mapped[str] = mapped_column(default="")
+    kept_s: Mapped[float]
+
+
 class Checkpoint(Row):
     """A step directory with what is known of it."""
 

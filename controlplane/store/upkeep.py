@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controlplane.store import audit, experts, steps, telemetry
+from controlplane.store import audit, experts, last_words, steps, telemetry
 from controlplane.store.engine import Store
 
 KEEP_TELEMETRY_S = 30 * 86_400.0
@@ -19,7 +19,10 @@ def compact_once(store: Store, now: float) -> int:
 
 
 def prune_once(store: Store, now: float, *, keep_s: float = KEEP_TELEMETRY_S) -> int:
-    """Forgets telemetry older than `keep_s` and answers kept for a day, in short transactions; returns the rows."""
+    """Forgets telemetry and members' last words older than `keep_s`, and answers kept for a day; in short transactions.
+
+    Returns the rows of telemetry.
+    """
     forgotten = 0
     for _ in range(_BITES):
         bite = telemetry.prune_once(store, before_s=now - keep_s)
@@ -28,4 +31,5 @@ def prune_once(store: Store, now: float, *, keep_s: float = KEEP_TELEMETRY_S) ->
             break
     with store.write() as session:
         audit.forget(session, before_s=now - KEEP_ANSWERS_S)
+        last_words.forget(session, before_s=now - keep_s)
     return forgotten

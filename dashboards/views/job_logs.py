@@ -119,10 +119,26 @@ def _log(run_id: str, chosen: tuple[int, int] | None) -> None:
     if answer is None:
         return
     text = log_text(answer)
+    if note := end_note(answer):
+        st.html(f'<p class="tt-muted">{escape(note)}</p>')
     if text.strip():
         st.html(log_block(text))
     else:
         theme.empty(f"Rank {chosen[1]} of attempt {chosen[0]} has written nothing yet.")
+
+
+def end_note(answer: Row) -> str:
+    """How the member whose log it is ended, and whether only what was kept of it is left; empty while it runs."""
+    ended = answer.get("ended")
+    if not ended:
+        return ""
+    words = ": ".join(str(one) for one in (ended.get("class"), ended.get("message")) if one)
+    code = ended.get("exit_code")
+    parts = [f"Ended on {ended.get('node')} with {'no code' if code is None else f'code {code}'}"]
+    parts += [words] if words else []
+    parts += ["what follows was kept before its pod went"] if answer.get("kept") else []
+    parts += [f"its output could not be kept: {ended['missing']}"] if ended.get("missing") else []
+    return "; ".join(parts) + "."
 
 
 def log_text(answer: Row) -> str:

@@ -84,18 +84,22 @@ class Api:
         return self.call("POST", "ingest", self.token("agent", node=node), content=self.batch(node, **more))
 
 
-def _serve(app: Any) -> tuple[uvicorn.Server, threading.Thread, int]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    port = int(listening.getsockname()[1])
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The application on a port of its own, under a real server; yields its address."""
+    opened = socket.create_server(("127.0.0.1", 0))
+    port = int(opened.getsockname()[1])
     config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
+    thread = threading.Thread(target=lambda: server.run(sockets=[opened]), daemon=True)
     thread.start()
     deadline = time.monotonic() + 30
     while not server.started:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return server, thread, port
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
 
 
 @contextmanager
@@ -126,11 +130,8 @@ def serving(store: Store, folder: Path, **more: Any) -> Iterator[Api]:
     }
     context = Context(**{**parts, **more})
     app = create_app(context)
-    server, thread, port = _serve(app)
-    with httpx2.Client(timeout=30, trust_env=False) as http:
-        yield Api(f"http://127.0.0.1:{port}", context, app, controller, backend, http)
-    server.should_exit = True
-    thread.join(10)
+    with listening(app) as url, httpx2.Client(timeout=30, trust_env=False) as http:
+        yield Api(url, context, app, controller, backend, http)
     ingest.stop()
 
 

@@ -16,6 +16,12 @@ from controlplane.backends.memory import MemoryBackend
 
 SLEEP = ("{python}", "-S", "-c", "import time; time.sleep(300)")
 EXIT = {code: ("{python}", "-S", "-c", f"raise SystemExit({code})") for code in (0, 3)}
+INDEX = (
+    "{python}",
+    "-S",
+    "-c",
+    "import os, time; print('this is', os.environ['JOB_COMPLETION_INDEX'], flush=True); time.sleep(300)",
+)
 HANDLER = (
     "{python}",
     "-S",
@@ -47,7 +53,7 @@ FAMILY = (
 _numbers = itertools.count(1)
 
 
-def until(question: Callable[[], object], seconds: float = 20.0) -> None:
+def until(question: Callable[[], object], seconds: float = 60.0) -> None:
     """Asks until it is true; the test fails when it never is."""
     deadline = time.monotonic() + seconds
     while not question():
@@ -68,6 +74,14 @@ class Bench:
         self.names.append(name)
         environment = {"TRIMTAB_ATTEMPT_NAME": name}
         return AttemptPlan(name, f"uid-{number}", 1, "hash", nodes, 1, command, environment)
+
+    def places(self, found: Observation) -> tuple[str, ...]:
+        """Where members are, by the names that `plan` was given, in the order in which the platform must keep them."""
+        return found.nodes
+
+    def capacity(self, nodes: tuple[str, ...]) -> dict[str, bool]:
+        """Whether each of these nodes is free, by the same names; those that cannot be used are left out."""
+        return {one.node: one.free for one in self.backend.capacity(nodes)}
 
     def look(self, name: str) -> Observation:
         return self.backend.observe([name], 5.0)[name]
@@ -95,8 +109,9 @@ def local(folder: Path) -> LocalBackend:
     return _opened[-1]
 
 
-def made(backend: Backend) -> Iterator[Bench]:
-    bench = Bench(backend)
+def made(backend: Backend, bench: Bench | None = None) -> Iterator[Bench]:
+    """A bench, and what it started ended after the test."""
+    bench = bench or Bench(backend)
     yield bench
     for name in bench.names:
         backend.stop(name, mode="kill")

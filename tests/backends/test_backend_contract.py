@@ -1,4 +1,7 @@
-"""One contract for every backend: what the controller builds on, on a scripted cluster and on real processes."""
+"""One contract for every backend: what the controller builds on, on a scripted cluster and on real processes.
+
+tests/kube/test_kube_contract.py runs it on a real API server. What a platform does in its own time is waited for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import pytest
 
 from controlplane.backends.base import SubmitConflict
 from controlplane.backends.memory import MemoryBackend
-from tests.backends.benching import EXIT, Bench, launchers, until
+from tests.backends.benching import EXIT, INDEX, Bench, launchers, until
 
 
 def test_what_was_never_submitted_is_absent_and_fenced(bench: Bench) -> None:
@@ -25,7 +28,7 @@ def test_an_attempt_runs_on_its_nodes(bench: Bench) -> None:
     handle = bench.backend.submit(plan)
     assert (handle.name, handle.adopted) == (plan.name, False)
     found = bench.reaches(plan.name, "running")
-    assert found.nodes == ("node-0", "node-1") and all(member.alive for member in found.members)
+    assert bench.places(found) == ("node-0", "node-1") and all(member.alive for member in found.members)
     assert found.uid == handle.uid and not bench.backend.fenced(plan.name)
 
 
@@ -34,6 +37,7 @@ def test_submitting_again_adopts_and_starts_nothing(bench: Bench) -> None:
     first = bench.backend.submit(plan)
     again = bench.backend.submit(plan)
     assert again.adopted and again.uid == first.uid
+    bench.reaches(plan.name, "running")
     if isinstance(bench.backend, MemoryBackend):
         assert bench.backend.calls == [("submit", plan.name)]
     else:
@@ -55,20 +59,25 @@ def test_an_attempt_ends_by_itself(bench: Bench, code: int, state: str) -> None:
     bench.backend.submit(plan)
     bench.reaches(plan.name, state)
     until(lambda: not any(member.alive for member in bench.look(plan.name).members))  # one may fail before the other
+    until(lambda: bench.backend.fenced(plan.name))
     found = bench.look(plan.name)
-    assert not any(member.alive for member in found.members) and bench.backend.fenced(plan.name)
-    if bench.backend.name == "local":
-        assert {member.exit_code for member in found.members} == {code}
-        assert {(member.termination or {})["class"] for member in found.members} == {"done" if code == 0 else "error"}
+    if bench.backend.name == "memory":
+        return
+    ended = "done" if code == 0 else "error"
+    first = [member for member in found.members if member.exit_code == code]
+    assert first and {(member.termination or {})["class"] for member in first} == {ended}
+    # a gang ends with its first failure: whether the others came to theirs is the platform's affair
+    assert code != 0 or len(first) == len(found.members) == 2
+    assert bench.backend.name != "local" or len(first) == 2
 
 
 def test_capacity_says_what_is_there_and_free(bench: Bench) -> None:
     plan = bench.plan(nodes=("node-1",))
     bench.backend.submit(plan)
-    asked = ["node-0", "node-1", "elsewhere"]
-    assert {one.node: one.free for one in bench.backend.capacity(asked)} == {"node-0": True, "node-1": False}
+    asked = ("node-0", "node-1", "elsewhere")
+    until(lambda: bench.capacity(asked) == {"node-0": True, "node-1": False})
     bench.backend.stop(plan.name, mode="kill")
-    until(lambda: all(one.free for one in bench.backend.capacity(asked)))
+    until(lambda: bench.capacity(asked) == {"node-0": True, "node-1": True})
 
 
 def test_a_killed_attempt_is_fenced_and_failed(bench: Bench) -> None:
@@ -79,3 +88,25 @@ def test_a_killed_attempt_is_fenced_and_failed(bench: Bench) -> None:
         bench.backend.stop(plan.name, mode="kill")
     until(lambda: bench.backend.fenced(plan.name))
     assert bench.look(plan.name).state == "failed"
+
+
+def test_what_members_write_is_read_by_their_number(bench: Bench) -> None:
+    plan = bench.plan(INDEX)
+    bench.backend.submit(plan)
+    if isinstance(bench.backend, MemoryBackend):
+        bench.backend.logs = {(plan.name, index): f"this is {index}\n".encode() for index in (0, 1)}
+    for index in (0, 1):
+        until(lambda index=index: f"this is {index}\n".encode() in bench.backend.read_logs(plan.name, index))
+    assert len(bench.backend.read_logs(plan.name, 1, 3)) == 3
+
+
+def test_a_forecast_makes_nothing(bench: Bench) -> None:
+    plan = bench.plan()
+    found = bench.backend.forecast(plan)
+    assert found is None or (found.manifests and not found.refusals and not found.unasked)
+    assert bench.look(plan.name).state == "absent" and bench.capacity(("node-0",)) == {"node-0": True}
+
+
+def test_marks_are_for_platforms_that_have_some(bench: Bench) -> None:
+    assert [one.node for one in bench.backend.mark_nodes({"elsewhere": None})] == []
+    assert bench.backend.node_status(["elsewhere"]) == {}

@@ -172,7 +172,8 @@ def test_an_authority_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_settings_of_the_cluster_become_the_backends_options() -> None:
     assert kube_options(Settings()) is None
-    names = [name for name in HELP if name.startswith("kube_") and name not in ("kube_config", "kube_node_actuator")]
+    others = ("kube_config", "kube_node_actuator", "kube_ray")
+    names = [name for name in HELP if name.startswith("kube_") and name not in others]
     values = {f"TRIMTAB_{name.upper()}": f"/the/{name}" for name in names}
     options = kube_options(load({}, {**values, "TRIMTAB_BACKEND": "kube", "TRIMTAB_KUBE_NODE_ACTUATOR": "true"}))
     assert options is not None

@@ -136,6 +136,25 @@ def test_only_the_last_lines_of_a_long_log_are_drawn() -> None:
     assert "line 1999<" not in markup
 
 
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        ({"text": "x"}, ""),
+        ({"ended": None}, ""),
+        (
+            {"kept": True, "ended": {"node": "n1", "exit_code": 1, "class": "error", "message": "boom", "missing": ""}},
+            "Ended on n1 with code 1; error: boom; what follows was kept before its pod went.",
+        ),
+        (
+            {"kept": False, "ended": {"node": "n1", "exit_code": None, "missing": "its node is silent"}},
+            "Ended on n1 with no code; its output could not be kept: its node is silent.",
+        ),
+    ],
+)
+def test_a_log_says_how_its_member_ended(answer: dict[str, Any], note: str) -> None:
+    assert job_logs.end_note(answer) == note
+
+
 def test_differences_are_two_lines_or_one_where_a_side_is_missing() -> None:
     rows = [
         {"path": "spec.train.steps", "before": 200, "after": 160},

@@ -49,6 +49,28 @@ def accepted_or_explained(source: Any) -> bool:
         return bool(error.problems)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a" * 35, ""),
+        ("a" * 36, "must have at most 35 characters on Ray, not 36"),
+        ("8b-run", "must begin with a letter"),
+    ],
+)
+def test_a_name_that_kuberay_would_refuse_is_told_only_to_who_asks_for_ray(name: str, said: str) -> None:
+    named = changed("metadata.name", name)
+    assert parse_job(named).spec.kubernetes.ray is False
+    on_ray = changed("spec.kubernetes.ray", True, named)
+    if not said:
+        assert parse_job(on_ray).spec.kubernetes.ray is True
+        return
+    (problem,) = problems(on_ray)
+    assert problem.startswith("metadata.name: ") and said in problem
+    plan = {"metadata": {"name": "plan"}, "spec": {"stages": [{"name": "pretrain", "job": on_ray}]}}
+    with pytest.raises(SpecError, match=r"stages\.0\.job\.metadata\.name: must"):
+        parse_lifecycle(plan)
+
+
 def test_a_good_spec_keeps_what_it_was_given_and_names_its_defaults() -> None:
     spec = parse_job(GOOD)
     assert (spec.name, spec.gpus, spec.spec.train.steps) == ("small", 16, 10)

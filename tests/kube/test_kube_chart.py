@@ -182,6 +182,7 @@ def test_the_server_is_told_what_the_values_say(dry: Helm) -> None:
     assert (options.namespace, options.queue, options.image) == (DRY_JOBS, "research", "")
     assert (options.volume_claim, options.volume_path) == (values["storage"]["claim"], values["storage"]["path"])
     assert options.runtime_path == values["agent"]["runtimePath"]
+    assert settings.kube_ray is values["ray"]["enabled"] is True
     assert settings.kube_node_actuator and settings.log == "debug" and settings.kube_config == ""
     assert settings.public_url == values["server"]["url"] and not settings.dashboard
     assert mounted(spec)[options.volume_path] == "runs", "the server reads the checkpoints that trainers write"

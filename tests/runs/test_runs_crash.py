@@ -57,7 +57,7 @@ class MortalStore:
 class MortalBackend:
     """A backend whose calls are points."""
 
-    name, pins_nodes = "memory", True
+    name, pins_nodes, keeps_logs = "memory", True, True
 
     def __init__(self, backend: MemoryBackend, points: Points) -> None:
         self._backend, self._points = backend, points

@@ -25,6 +25,8 @@ from controlplane.backends.kube.bucket import TokenBucket
 
 Json = dict[str, Any]
 TIMEOUT_S = 10.0
+TAIL_LINES = (10_000, 1000, 100, 10, 1)
+TAIL_BYTES = 4 << 20
 PATCHES = {
     "json": "application/json-patch+json",
     "merge": "application/merge-patch+json",
@@ -137,6 +139,19 @@ class KubeApi:
         """What is not JSON: a log."""
         with self._sent("GET", path, query) as response:
             return response.read()
+
+    def tail(self, path: str, limit: int) -> bytes:
+        """The end of a pod's log, `limit` bytes at most.
+
+        A kubelet takes the last so many lines and sends their first so many bytes: where those are not all, fewer lines
+        are asked for.
+        """
+        found = b""
+        for lines in TAIL_LINES:
+            found = self.text(path, tailLines=lines, limitBytes=TAIL_BYTES)
+            if len(found) < TAIL_BYTES:
+                break
+        return found[-limit:]
 
     def create(self, path: str, body: Json, *, dry_run: bool = False, manager: str = "trimtab") -> Json:
         """A new object; AlreadyExists when the name is taken. A dry run makes nothing, so anybody may ask for one."""

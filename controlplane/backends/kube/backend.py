@@ -56,6 +56,7 @@ class KubeBackend:
     name = "kube"
     pins_nodes = False
     """the scheduler places; a plan's nodes are what it must not be given"""
+    keeps_logs = False
 
     def __init__(self, api: KubeApi, options: KubeOptions, clock: Clock, *, marks_nodes: bool = False) -> None:
         self._api, self.options, self._clock, self._kubelets = api, options, clock, Kubelets(api, clock)
@@ -294,7 +295,7 @@ class KubeBackend:
             return b""
         path = f"{self._pods_path}/{pod['metadata']['name']}/log"
         try:
-            return self._api.text(path, limitBytes=limit, tailLines=20_000)[-limit:]
+            return self._api.tail(path, limit)
         except (NotFound, Invalid, Conflict):
             return b""
         except Refused as error:

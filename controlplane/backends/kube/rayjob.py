@@ -44,6 +44,7 @@ class RayJobBackend:
 
     name = "rayjob"
     pins_nodes = False
+    keeps_logs = False
 
     def __init__(
         self,
@@ -284,7 +285,7 @@ class RayJobBackend:
         if not pod:
             return b""
         try:
-            return self._api.text(f"{self._pods_path}/{pod}/log", limitBytes=limit, tailLines=20_000)[-limit:]
+            return self._api.tail(f"{self._pods_path}/{pod}/log", limit)
         except (NotFound, Invalid, Conflict):
             return b""
         except Refused as error:
