@@ -44,8 +44,9 @@ class Pulses:
             return
         found: dict[str, NodeStatus] = {}
         for backend in self._backends:
+            unknown = [name for name in (*silent, *witnesses) if name not in found]
             try:
-                found |= backend.node_status([*silent, *witnesses], leases=True)
+                found |= backend.node_status(unknown, leases=True)
             except BackendUnavailable as error:
                 _log.info("leases cannot be asked for", backend=backend.name, error=str(error))
         ages = {name: one.lease_age_s for name, one in found.items() if one.lease_age_s is not None}
