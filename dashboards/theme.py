@@ -176,5 +176,15 @@ def belongs_to(page: str) -> None:
 
 
 def new_key() -> str:
-    """A key that makes one act one act: made when its dialog opens or its button is drawn."""
+    """A key that makes one act one act: made when its dialog opens."""
     return str(uuid4())
+
+
+def once(act: str) -> str:
+    """The key of a button that acts without a dialog: the same until `spent`, so that trying again is no second act."""
+    return str(st.session_state.setdefault(f"once_{act}", new_key()))
+
+
+def spent(act: str) -> None:
+    """The act is done: the next click means another one. A refusal, or no answer, leaves the key as it is."""
+    st.session_state.pop(f"once_{act}", None)

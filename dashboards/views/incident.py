@@ -49,7 +49,6 @@ def _head(view: Row) -> None:
         theme.title("Incidents", "incidents", incident_label(number), incident_cards.state_words(view), facts(view))
         over = "" if state in ("open", "acked") else f"it is {state}"
         why = may or over or ("" if state == "open" else "somebody is on it")
-        key = st.session_state.setdefault(f"ack_key_{number}_{view.get('reopened')}", theme.new_key())
         st.button(
             "Take it",
             type="primary",
@@ -57,7 +56,7 @@ def _head(view: Row) -> None:
             disabled=bool(why),
             help=why or None,
             on_click=incidents.act,
-            args=(number, "ack", key, {}),
+            args=(number, "ack", theme.once(f"ack_{number}"), {}),
         )
         _open("Silence 2 h…", "silence", number, may or over)
         _open("Resolve…", "resolve", number, may or over)

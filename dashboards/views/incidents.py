@@ -82,7 +82,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _take(rows: Sequence[Row]) -> None:
-    """A button for each incident that nobody has; the key is made once for each opening of an incident."""
+    """A button for each incident that nobody has."""
     alone = [row for row in rows if row.get("state") == "open"][:6]
     if not alone:
         return
@@ -90,14 +90,13 @@ def _take(rows: Sequence[Row]) -> None:
     with st.container(horizontal=True, key="incident_take"):
         for row in alone:
             number = str(row["number"])
-            key = st.session_state.setdefault(f"ack_key_{number}_{row.get('reopened')}", theme.new_key())
             st.button(
                 f"Take {incident_label(number)}",
                 key=f"ack_{number}",
                 disabled=bool(may),
                 help=may or None,
                 on_click=act,
-                args=(number, "ack", key, {}),
+                args=(number, "ack", theme.once(f"ack_{number}"), {}),
             )
 
 
@@ -109,6 +108,7 @@ def act(number: str, verb: str, key: str, body: Row) -> None:
     except data.ApiError as error:
         st.session_state["incident_told"] = f"{incident_label(number)}: {theme.plain(data.reason(error))}"
         return
+    theme.spent(f"{verb}_{number}")
     st.session_state["incident_told"] = f"{incident_label(number)} {done[verb]}."
 
 

@@ -66,11 +66,8 @@ def _head(run: Row) -> None:
         theme.title("Jobs", "jobs", str(run["name"]), job_cards.status_words(run), facts(run))
         _act("Restart from…", "restart", run_id, reasons, may)
         if str(run.get("desired")) == "pause":
-            key = st.session_state.setdefault(f"resume_key_{run_id}_{len(run.get('attempts') or ())}", theme.new_key())
-            why = reasons["resume"] or may
-            st.button(
-                "Resume", on_click=job_actions.act, args=("resume", run_id, key), disabled=bool(why), help=why or None
-            )
+            why, given = reasons["resume"] or may, ("resume", run_id, theme.once(f"resume_{run_id}"))
+            st.button("Resume", on_click=job_actions.act, args=given, disabled=bool(why), help=why or None)
         else:
             _act("Pause", "pause", run_id, reasons, may)
         st.button("Clone", on_click=_clone, args=(run_id,), key="job_clone", disabled=bool(may), help=may or None)

@@ -106,6 +106,7 @@ def act(verb: str, run_id: str, key: str, body: Row | None = None) -> None:
         st.session_state[FAILED] = data.reason(error)
         return
     close_dialog()
+    theme.spent(f"{verb}_{run_id}")
     done = {"stop": "is being stopped", "pause": "is being paused", "resume": "resumes", "restart": "restarts"}
     st.session_state["job_told"] = f"The run {done[verb]}."
     st.rerun()

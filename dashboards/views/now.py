@@ -84,14 +84,13 @@ def _need(index: int, need: Row, may: str) -> None:
             kind: Any = first
             st.button(label, key=f"need_open_{index}", type=kind, on_click=theme.go, args=(page_name, params))
         if number and not need.get("owner"):
-            key = st.session_state.setdefault(f"take_{number}", theme.new_key())
             st.button(
                 "Take it",
                 key=f"need_take_{index}",
                 disabled=bool(may),
                 help=may or None,
                 on_click=take,
-                args=(number, key),
+                args=(number, theme.once(f"ack_{number}")),
             )
 
 
@@ -102,6 +101,7 @@ def take(number: int, key: str) -> None:
     except data.ApiError as error:
         st.session_state["now_told"] = theme.plain(data.reason(error))
     else:
+        theme.spent(f"ack_{number}")
         st.session_state["now_told"] = f"INC-{int(number):04d} is yours."
     st.session_state.pop(f"take_{number}", None)
     st.rerun()
