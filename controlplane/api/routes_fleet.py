@@ -148,6 +148,20 @@ def cordon(parts: Parts, caller: Operator, deed: Doing, node: str, body: Reason 
     return _changed(parts, deed.once(reason, act))
 
 
+@router.post("/nodes/{node}/drain")
+def drain(parts: Parts, caller: Operator, deed: Doing, node: str, body: Reason | None = None) -> Json:
+    """Take a node out of service; what runs on it saves, stops and goes on without it."""
+    reason = (body or Reason()).reason.strip()
+
+    def act(session: Session) -> Json:
+        asked = nodes.drain(session, node, actor=caller.actor, reason=reason, now=parts.clock.now())
+        rows = [{"run": one.run_id, "name": one.name, "asked": not one.why, "why": one.why} for one in asked]
+        deed.note(session, "done", {"reason": reason, "runs": rows})
+        return {"node": node, "cordoned": True, "runs": rows}
+
+    return _changed(parts, deed.once(reason, act))
+
+
 @router.post("/nodes/{node}/uncordon")
 def uncordon(parts: Parts, caller: Operator, deed: Doing, node: str, body: Return | None = None) -> Json:
     """Return a node to service; refused while a fault fires there that asks for more than an alert, unless forced."""

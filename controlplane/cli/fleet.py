@@ -64,6 +64,18 @@ def cordon(node: Node, reason: Annotated[str, typer.Option(help="why")] = "") ->
     link(client, f"fleet?node={node}")
 
 
+@nodes.command()
+def drain(node: Node, reason: Annotated[str, typer.Option(help="why")] = "") -> None:
+    """Take a node out of service; what runs on it saves, stops and goes on without it."""
+    client = connect()
+    answer = client.post(f"nodes/{node}/drain", {"reason": reason})
+    for run in answer["runs"]:
+        hint(f"{run['name']} {f'saves, stops and goes on without {node}' if run['asked'] else run['why']}")
+    done = "is being emptied" if answer["runs"] else "was idle and takes no work now"
+    hint(f"{node} {done}; undo: trimtab node return {node}")
+    link(client, f"fleet?node={node}")
+
+
 @nodes.command("uncordon")
 @nodes.command("return")
 def give_back(

@@ -1,4 +1,4 @@
-"""What a person may do to a machine: keep new ranks off it, return it to service, have a simulated one show a fault.
+"""What a person may do to a machine: keep new ranks off it, empty it, return it, have a simulated one show a fault.
 
 Each is part of the caller's transaction. Nothing here reaches a machine: placement looks at what is written, and a
 drill travels in the reply to the node's next batch.
@@ -7,10 +7,12 @@ drill travels in the reply to the node's next batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from controlplane.store import drills, events, faults, nodes
-from controlplane.store.engine import Session
-from controlplane.store.tables import Drill
+from controlplane.services import runs as run_service
+from controlplane.store import drills, events, faults, nodes, runs
+from controlplane.store.engine import Joined, Session
+from controlplane.store.tables import Drill, Run
 
 _MORE_THAN_AN_ALERT = ("drain", "restart", "rma")
 
@@ -45,6 +47,46 @@ def cordon(session: Session, name: str, *, actor: str, reason: str, now: float) 
     if not nodes.cordon(session, name, reason=reason or f"cordoned by {actor}", now=now):
         raise NodeNotFound(f"there is no node {name}")
     _tell(session, name, "node_cordoned", f"{actor} cordoned {name}{_why(reason)}.", now)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A run on a node that is being drained; `why` says why it could not be asked to leave, "" if it was."""
+
+    run_id: str
+    name: str
+    why: str = ""
+
+
+def drain(session: Session, name: str, *, actor: str, reason: str, now: float) -> list[Asked]:
+    """Takes a node out of service and asks every run on it to save, stop and go on without it. NodeNotFound.
+
+    A run that is being restarted already is not asked a second time; it is named with the reason. Undo: `give_back`.
+    """
+    words = reason or f"drained by {actor}"
+    if not nodes.cordon(session, name, reason=words, now=now):
+        raise NodeNotFound(f"there is no node {name}")
+    nodes.set_state(session, name, "drained", reason=words, now=now)
+    _tell(session, name, "node_drained", f"{actor} drains {name}{_why(reason)}.", now)
+    asked = []
+    for run_id, held in runs.taken_nodes(session).items():
+        if name not in held:
+            continue
+        run = runs.get(session, run_id)
+        if run is not None:
+            asked.append(Asked(run_id, run.name, _leave(session, run, name, actor=actor, now=now)))
+    return asked
+
+
+def _leave(session: Session, run: Run, node: str, *, actor: str, now: float) -> str:
+    """Asks a run to go on without a node; why that cannot be, or ""."""
+    if run.desired != "run":
+        return f"{run.id} is leaving: it was asked to {run.desired}"
+    try:
+        run_service.restart(Joined(session), run.id, actor=actor, now=now, exclude_nodes=(node,))
+    except run_service.RunRefused as error:
+        return str(error)
+    return ""
 
 
 def give_back(session: Session, name: str, *, actor: str, reason: str, now: float, force: bool = False) -> list[str]:

@@ -165,9 +165,11 @@ def _acts(node: Row) -> None:
             _act("Return to service…", "uncordon", name, may, primary=well)
         else:
             _act("Cordon…", "cordon", name, may)
+        if node.get("state") != "drained":
+            _act("Drain…", "drain", name, may)
         if node.get("simulated"):
             _act("Drill…", "drill", name, may)
-    note = "Cordon stops nothing: what runs here goes on."
+    note = "Cordon stops nothing: what runs here goes on. Drain has it save and go on elsewhere."
     if node.get("cordoned"):
         note = "" if well else "Something still fires here: to return it all the same needs a reason."
     st.html(f'<p class="tt-faint">{theme.escape(may or note)}</p>')

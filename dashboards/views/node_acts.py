@@ -31,7 +31,13 @@ DRILLS: Mapping[str, str] = {
     "nic-down": "the network card beside it is down",
     "clear": "end all drills of this GPU",
 }
-LABELS = {"cordon": "Cordon", "uncordon": "Return to service", "drill": "Start the drill"}
+LABELS = {"cordon": "Cordon", "drain": "Drain", "uncordon": "Return to service", "drill": "Start the drill"}
+
+TOLD_OF = {
+    "cordon": "{node} takes no new work.",
+    "drain": "{node} is being emptied.",
+    "uncordon": "{node} may take work again.",
+}
 
 
 def open_dialog(verb: str, node: str, why: str = "") -> None:
@@ -61,7 +67,12 @@ def draw_dialog() -> None:
     if not opened:
         return
     node = theme.plain(str(opened["node"]))
-    titles = {"cordon": f"Cordon {node}?", "uncordon": f"Return {node} to service?", "drill": f"Fault drill on {node}"}
+    titles = {
+        "cordon": f"Cordon {node}?",
+        "drain": f"Drain {node}?",
+        "uncordon": f"Return {node} to service?",
+        "drill": f"Fault drill on {node}",
+    }
     st.dialog(titles[opened["verb"]], on_dismiss=close_dialog)(_body)(opened)
 
 
@@ -93,6 +104,11 @@ def _body(opened: Row) -> None:
         )
     elif verb == "cordon":
         st.write("No new attempt is placed here. What runs on it goes on. Return to service undoes it.")
+    elif verb == "drain":
+        st.write(
+            "No new attempt is placed here, and what runs on it saves, stops and goes on from its checkpoint on other "
+            "nodes. It waits for one if none is free. Return to service undoes the first, not the second."
+        )
     else:
         _return_body(opened, firing(node))
     if verb != "drill":
@@ -127,7 +143,7 @@ def act(opened: Row) -> None:
     else:
         why = str(st.session_state.get("node_why") or "").strip()
         path, body = verb, {"reason": why}
-        told = f"{node} takes no new work." if verb == "cordon" else f"{node} may take work again."
+        told = TOLD_OF[verb].format(node=node)
         if verb == "uncordon" and st.session_state.get("node_force"):
             if not why:
                 st.session_state[FAILED] = "Say why it is returned although this still fires."

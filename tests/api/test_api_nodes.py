@@ -43,6 +43,18 @@ def test_an_alert_or_what_has_cleared_keeps_no_node_out(api: Any, action: str, s
     assert api.call("GET", "nodes/node-a", operator).json()["state_reason"] == "returned to service by ada"
 
 
+def test_a_drained_idle_node_is_out_of_service_until_it_is_returned(api: Any) -> None:
+    operator = api.token(role="operator", subject="ada")
+    api.report("node-a")
+    answer = api.call("POST", "nodes/node-a/drain", operator, json={"reason": "new fan"})
+    assert answer.json() == {"node": "node-a", "cordoned": True, "runs": []}
+    node = api.call("GET", "nodes/node-a", operator).json()
+    assert (node["state"], node["cordoned"], node["state_reason"]) == ("drained", True, "new fan")
+    api.call("POST", "nodes/node-a/uncordon", operator, json={})
+    assert api.call("GET", "nodes/node-a", operator).json()["state"] == "healthy"
+    assert api.call("POST", "nodes/node-a/drain", api.token(role="viewer"), json={}).status_code == 403
+
+
 @pytest.mark.parametrize("verb", ["cordon", "uncordon"])
 def test_a_node_that_is_none_is_not_found(api: Any, verb: str) -> None:
     answer = api.call("POST", f"nodes/nowhere/{verb}", api.token(role="operator"), json={"force": True, "reason": "x"})

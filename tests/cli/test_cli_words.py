@@ -142,3 +142,8 @@ def test_a_node_returns_under_either_name(served: Served) -> None:
     for verb in ("return", "uncordon"):
         answer = served.run("node", verb, "nowhere", "--force", "--reason", "mended")
         assert answer.returncode == 102 and "there is no node nowhere" in answer.stderr
+
+
+def test_a_node_that_is_none_cannot_be_drained(served: Served) -> None:
+    answer = served.run("node", "drain", "nowhere", "--reason", "new fan")
+    assert answer.returncode == 102 and "there is no node nowhere" in answer.stderr

@@ -138,6 +138,15 @@ def test_fleet_cordons_once_with_its_reason(world: World) -> None:
     assert world.posts[1][::2] == ("nodes/sim-node-00/uncordon", {"reason": ""})
 
 
+def test_fleet_says_what_draining_means_before_it_drains(world: World) -> None:
+    opened = page("fleet", node="sim-node-00")
+    opened.button(key="node_drain").click().run()
+    assert any("saves, stops and goes on" in str(block.value) for block in opened.markdown) and not world.posts
+    opened.text_input(key="node_why").set_value("new fan").run()
+    opened.button(key="node_dialog_do").click().run()
+    assert [(path, body) for path, _, body in world.posts] == [("nodes/sim-node-00/drain", {"reason": "new fan"})]
+
+
 def test_fleet_returns_a_faulty_node_only_to_who_says_so_and_why(world: World) -> None:
     opened = page("fleet", node="sim-node-02")
     opened.button(key="node_uncordon").click().run()
