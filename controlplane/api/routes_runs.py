@@ -13,6 +13,7 @@ from controlplane.api.context import Context
 from controlplane.api.deeds import Deed, Doing
 from controlplane.api.described import WHO
 from controlplane.api.problems import Problem, chosen, not_found
+from controlplane.backends.absent import backend_of
 from controlplane.backends.base import BackendUnavailable
 from controlplane.services import lastwords, preflight, runs, views_runs, views_why
 from controlplane.store import experts, last_words, telemetry
@@ -178,7 +179,7 @@ def logs(
     limit = max(1, min(limit, 1 << 20))
     word = next((one for one in kept if one.member == rank // per_node), None)
     try:
-        body = parts.backends[run.backend].read_logs(attempts[number].name, rank // per_node, limit)
+        body = backend_of(parts.backends, run.backend).read_logs(attempts[number].name, rank // per_node, limit)
     except BackendUnavailable as error:
         if word is None or not word.log:
             raise Problem(503, "backend_unavailable", "The log cannot be read now", str(error)) from error

@@ -172,9 +172,13 @@ def _plan(view: View, last: AttemptView | None) -> Move:
     if view.pins_nodes:
         sentence = f"Attempt {number} is placed on {choices.joined(placed.nodes)} and {source}."
         return PlanAttempt(placed.nodes, _excluded(view), resume, skip, sentence)
-    without = f", never {choices.joined(_excluded(view))}," if _excluded(view) else ""
+    excluded = _excluded(view)
+    barred = plan.barred(view.candidates or (), excluded)
+    left_out = [f"never {choices.joined(excluded)}"] if excluded else []
+    left_out += [f"without {len(barred)} that are out of service"] if barred else []
+    without = f", {', '.join(left_out)}," if left_out else ""
     sentence = f"Attempt {number} is to be placed on {view.nodes} nodes by the cluster{without} and {source}."
-    return PlanAttempt((), _excluded(view), resume, skip, sentence)
+    return PlanAttempt((), tuple(sorted({*excluded, *barred})), resume, skip, sentence)
 
 
 def _excluded(view: View) -> tuple[str, ...]:

@@ -84,8 +84,10 @@ _KNOWS_LITTLE = {"killed": 1, "peer_lost": 2}
 
 
 def order(member: MemberView) -> tuple[int, float]:
-    """Who knows the cause comes first; among equals, the earliest."""
-    told = member.termination or {}
+    """Who knows the cause comes first; among equals, the earliest. Without a record it was killed, and knew nothing."""
+    if member.termination is None:
+        return _KNOWS_LITTLE["killed"], 0.0
+    told = member.termination
     return _KNOWS_LITTLE.get(str(told.get("class")), 0), float(told.get("at_s") or 0.0)
 
 
@@ -94,17 +96,19 @@ def failed(attempt: AttemptView, look: Look) -> EndAttempt:
     told = [m for m in look.members if m.termination is not None and m.termination.get("class") != "done"]
     silent = [m for m in look.members if m.termination is None]
     if not told:
-        where = silent[0].node if silent else "an unknown node"
-        message = f"the launcher on {where} was killed from outside"
+        first = min(silent, key=lambda one: not one.reason, default=None)
+        why = f" ({first.reason})" if first is not None and first.reason else ""
+        where = first.node if first is not None else "an unknown node"
+        message = f"the launcher on {where} was killed from outside{why}"
         return EndAttempt(
             "failed", "killed", f"Attempt {attempt.no} ended: {message}.", "killed", message, level="warn"
         )
-    first = min(told, key=order)
-    word = first.termination or {}
+    knows = min(told, key=order)
+    word = knows.termination or {}
     end_class = str(word.get("class") or "error")
     message = str(word.get("message") or "it left no record")
     rank = word.get("first_rank")
-    where = f"rank {rank} on {first.node}" if rank is not None else first.node
+    where = f"rank {rank} on {knows.node}" if rank is not None else knows.node
     sentence = f"Attempt {attempt.no} ended on {where}: {message}."
     mark = str(word.get("fingerprint") or end_class)
-    return EndAttempt("failed", end_class, sentence, mark, message, node=first.node, level="warn")
+    return EndAttempt("failed", end_class, sentence, mark, message, node=knows.node, level="warn")

@@ -44,6 +44,8 @@ class Placement:
 
 
 BLIND_S = 15.0
+LEFT_OUT_AT_MOST = 64
+"""nodes that a plan may name: a scheduler grows slow by more"""
 OUT_OF_REACH = "out of the backend's reach"
 
 
@@ -53,10 +55,8 @@ def fit(candidate: Candidate, gpus: int, excluded: Collection[str]) -> Fit:
     return Fit(candidate.name, not reason, reason)
 
 
-def _refusal(candidate: Candidate, gpus: int, excluded: Collection[str]) -> str:
-    """Why a node may not be used; "" when it may."""
-    if candidate.name in excluded:
-        return "excluded by a decision"
+def out_of_service(candidate: Candidate) -> str:
+    """Why nothing may be placed on a node whoever asks, by what we know of it; "" when something may."""
     if candidate.cordoned:
         return "cordoned"
     if candidate.state not in ("healthy", "probation"):
@@ -65,11 +65,30 @@ def _refusal(candidate: Candidate, gpus: int, excluded: Collection[str]) -> str:
         return f"has a fault ({candidate.fault})"
     if candidate.silent_s > BLIND_S:
         return f"silent for {candidate.silent_s:.0f} s"
+    return ""
+
+
+def _refusal(candidate: Candidate, gpus: int, excluded: Collection[str]) -> str:
+    """Why a node may not be used; "" when it may."""
+    if candidate.name in excluded:
+        return "excluded by a decision"
+    reason = out_of_service(candidate)
+    if reason:
+        return reason
     if candidate.gpus < gpus:
         return f"has {candidate.gpus} GPUs, {gpus} are asked for"
     if not candidate.reachable:
         return OUT_OF_REACH
     return "" if candidate.free else "in use by another run"
+
+
+def barred(candidates: Sequence[Candidate], excluded: Collection[str]) -> tuple[str, ...]:
+    """What a platform that places by itself must not be given besides the excluded: it knows not what we know of nodes.
+
+    As many as a plan can name beside `excluded`; beyond that the platform's own marks have to keep it off.
+    """
+    found = [one.name for one in candidates if out_of_service(one) and one.name not in excluded]
+    return tuple(found[: max(0, LEFT_OUT_AT_MOST - len(excluded))])
 
 
 def place(

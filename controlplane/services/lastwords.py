@@ -73,7 +73,9 @@ def _failed(member: MemberView) -> bool:
 
 def _word(member: MemberView, output: bytes | str) -> Said:
     missing, log = (output, b"") if isinstance(output, str) else ("" if output else _NOTHING, output)
-    return Said(member.index, member.node, member.exit_code, member.termination, log, missing)
+    # a container that the kernel or the kubelet killed leaves no record, and the platform's word instead
+    said = member.termination or ({"message": member.reason} if member.reason else None)
+    return Said(member.index, member.node, member.exit_code, said, log, missing)
 
 
 def _read(backend: Backend, attempt: str, indices: Sequence[int], patience_s: float) -> dict[int, bytes | str]:

@@ -7,6 +7,7 @@ what is shown before a submission is what is sent after it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +79,8 @@ def plan_of(places: Places, run: Run, attempt: Attempt) -> AttemptPlan:
     )
 
 
-def first_plan(places: Places, spec: JobSpec) -> AttemptPlan:
-    """The plan of the first attempt that this spec would get, under a name that no run has."""
+def first_plan(places: Places, spec: JobSpec, barred: Sequence[str] = ()) -> AttemptPlan:
+    """The plan of the first attempt that this spec would get without these nodes, under a name that no run has."""
     run_id = f"{spec.name}-{NOBODY}"
     run = Run(id=run_id, name=spec.name, stage=spec.spec.stage, uid=NOBODY, lifecycle_id=NOBODY)
     attempt = Attempt(
@@ -89,6 +90,6 @@ def first_plan(places: Places, spec: JobSpec) -> AttemptPlan:
         spec=spec.to_dict(),
         spec_hash=spec.hash(),
         nodes=[],
-        excluded_nodes=[],
+        excluded_nodes=sorted(barred),
     )
     return plan_of(places, run, attempt)

@@ -37,27 +37,15 @@ def check(
         spec = parse_job(source)
         backend = run_service.on_what(spec, backend, ray)
     except SpecError as error:
-        problems = [{"path": one.path, "message": one.message} for one in error.problems]
-        count = len(problems)
-        lead = f"{count} thing{'s' if count != 1 else ''} to mend before this can be submitted."
-        return {
-            "problems": problems,
-            "checks": [],
-            "sentence": lead,
-            "candidates": [],
-            "yaml": None,
-            "gpu_hours": None,
-            "queue": None,
-            "advice": None,
-            "cluster": None,
-        }
+        return _refused(error)
     with store.read() as session:
         rows = nodes.machines(session)
         waiting = runs.listed(session, ("queued",))
         seconds = _seconds(session, spec)
         afflicted = incidents.afflicted(session)
     free = observe.candidates(backend, rows, now, afflicted)
-    seen = backend.forecast(plans.first_plan(places, spec))
+    barred = () if backend.pins_nodes else plan.barred(free or (), ())
+    seen = backend.forecast(plans.first_plan(places, spec, barred))
     judged = [plan.fit(one, spec.spec.resources.gpus_per_node, ()) for one in free or ()]
     fits = foreseen.fits(judged, seen) if free is not None else []
     usable = sum(one.ok for one in fits)
@@ -72,6 +60,23 @@ def check(
         "cluster": foreseen.view(backend.name, seen, fits) if seen is not None else None,
         "queue": {"ahead": len(waiting), "free_nodes": usable},
         "advice": advising.advice(spec, step_s=seconds / spec.spec.train.steps if seconds is not None else None),
+    }
+
+
+def _refused(error: SpecError) -> Json:
+    """The answer to a spec that cannot be accepted."""
+    problems = [{"path": one.path, "message": one.message} for one in error.problems]
+    count = len(problems)
+    return {
+        "problems": problems,
+        "checks": [],
+        "sentence": f"{count} thing{'s' if count != 1 else ''} to mend before this can be submitted.",
+        "candidates": [],
+        "yaml": None,
+        "gpu_hours": None,
+        "queue": None,
+        "advice": None,
+        "cluster": None,
     }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from controlplane.backends.absent import backend_of
 from controlplane.backends.base import Backend, BackendUnavailable, SubmitConflict
 from controlplane.rules.book import RuleBook
 from controlplane.runs.decide import decide
@@ -120,7 +121,7 @@ class Controller:
         rows = observe.read_rows(self._store, run_id, now, since_s=since_s, heard_s=fleet.heard_s, parse=self._spec_of)
         if rows is None:
             return Wait()
-        backend = self._backends[rows.run.backend]
+        backend = backend_of(self._backends, rows.run.backend)
         last = rows.attempts[-1] if rows.attempts else None
         alive = last is not None and last.state not in (*ENDED, "planned", "submitting")
         if last is not None and alive:

@@ -9,6 +9,8 @@ import structlog
 from faulty import add_incident
 
 from controlplane.api import problems
+from controlplane.services.reconcile import LEASE
+from controlplane.store import leases
 from jobs.spec import load_template
 
 
@@ -124,6 +126,21 @@ def test_a_log_that_cannot_be_is_said_to_be_none(api: Any, asked: dict[str, int]
     told = answer.json()
     assert f"{told.get('title', '')} {told.get('hint', '')}".strip() == f"{run} {said}".strip() if said else True
     assert said or told["text"] == ""
+
+
+def test_a_log_on_a_backend_that_the_server_lacks_is_said_to_be_out_of_reach(api: Any) -> None:
+    for node in ("node-a", "node-b"):
+        api.report(node)
+    run = submit(api).json()["id"]
+    with api.context.store.write() as session:
+        epoch = leases.acquire(session, LEASE, leases.this_process("a"), now=api.context.clock.now(), ttl_s=9)
+    api.controller.reconcile_once(epoch, api.context.clock.now())
+    viewer = api.token(role="viewer")
+    assert api.call("GET", f"runs/{run}/logs", viewer).json()["attempt"] == 1
+    api.context.backends.clear()
+    answer = api.call("GET", f"runs/{run}/logs", viewer)
+    assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
+    assert "without the backend memory" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("named", ["1", "INC-0001", "inc-1"])

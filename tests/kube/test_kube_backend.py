@@ -145,6 +145,21 @@ def test_a_gang_fails_with_its_first_pod_and_keeps_its_last_words(
     assert len(world.pods(plan.name)) <= 2, "nothing was started again"
 
 
+def test_a_pod_that_ran_out_of_memory_says_so_although_its_launcher_could_not(
+    world: World, backend: KubeBackend, plan: AttemptPlan
+) -> None:
+    backend.submit(plan)
+    reaches(backend, plan, "running")
+    name = world.pods(plan.name)[0]["metadata"]["name"]  # type: ignore[index]  # the API's shape
+    ended = {"exitCode": 137, "reason": "OOMKilled", "startedAt": None, "finishedAt": None}
+    container = {"name": "trainer", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
+    status = {"phase": "Failed", "containerStatuses": [{**container, "state": {"terminated": ended}}]}
+    world.admin.patch(f"/api/v1/namespaces/{NAMESPACE}/pods/{name}/status", {"status": status}, kind="merge")
+    reaches(backend, plan, "failed")
+    (member,) = [one for one in look(backend, plan).members if one.pod == name]
+    assert (member.exit_code, member.termination, member.reason) == (137, None, "OOMKilled")
+
+
 @pytest.mark.parametrize("mode", ["kill", "terminate"])
 def test_a_stopped_attempt_is_fenced_and_starts_nothing(
     world: World, backend: KubeBackend, plan: AttemptPlan, mode: str

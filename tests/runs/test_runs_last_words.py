@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from controlplane.backends.base import BackendUnavailable
+from controlplane.runs import ends
+from controlplane.runs.view import MemberView
 from controlplane.services import lastwords
 from controlplane.services.lastwords import LastWords
 from controlplane.services.reconcile import LEASE
@@ -60,6 +62,13 @@ def test_the_one_that_knows_the_cause_comes_first(pilot: Pilot) -> None:
     assert lastwords.first_rank(found, 1) == 2 and lastwords.first_rank([], 1) == 0
     assert lastwords.first_rank(found, 8) == 16, "a rank of another member is not believed"
     assert lastwords.shown(found[0])["message"] == "it was error"
+
+
+def test_one_without_a_record_comes_before_those_that_only_saw_their_peer_go() -> None:
+    silent = MemberView("c", False, 137, None, reason="OOMKilled", index=2)
+    lost = MemberView("a", False, 1, {"class": "peer_lost", "at_s": 1.0}, index=0)
+    knows = MemberView("b", False, 1, {"class": "error", "at_s": 9.0}, index=1)
+    assert sorted((silent, lost, knows), key=ends.order) == [knows, silent, lost]
 
 
 def test_so_many_members_and_bytes_and_no_more(pilot: Pilot) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.runs.plan import Candidate
 from controlplane.runs.view import (
     Advance,
     Conclude,
@@ -19,7 +20,7 @@ from controlplane.runs.view import (
     View,
     Wait,
 )
-from tests.runs.situations import NOW, Case, answers, attempt, beats, decision, failed, trouble, view
+from tests.runs.situations import FREE, NOW, Case, answers, attempt, beats, decision, failed, trouble, view
 
 UNPLACED = attempt(state="pending", nodes=(), first_step=None, last_step=None)
 SECOND = attempt(2, state="pending", decision_id="d1", nodes=(), first_step=None, last_step=None)
@@ -37,11 +38,41 @@ def placing(*attempts: Any, **changes: Any) -> View:
 STUCK = Look("running", (MemberView("a", False, 1, None), MemberView("b", True, None, None, stuck=True)), False)
 LEFT = Look("failed", STUCK.members, False)
 
+ILL = (
+    *FREE,
+    Candidate("cordoned", 8, True, True, "healthy", 0.0),
+    Candidate("faulty", 8, True, False, "healthy", 0.0, fault="hbm-uncorrectable"),
+    Candidate("quarantined", 8, True, False, "quarantined", 0.0),
+    Candidate("silent", 8, True, False, "healthy", 60.0),
+    Candidate("z", 8, True, True, "healthy", 0.0),
+)
+MANY = tuple(Candidate(f"n{number:03d}", 8, True, True, "healthy", 0.0) for number in range(100))
+
 CASES: dict[str, Case] = {
     "a plan names no node, only those to leave out": (
         placing(excluded=("z",)),
         PlanAttempt,
         {"nodes": (), "excluded": ("z",)},
+    ),
+    "nor is it given what is known to be out of service, cordoned in the cluster or not": (
+        placing(nodes=1, excluded=("z",), candidates=ILL),
+        PlanAttempt,
+        {
+            "nodes": (),
+            "excluded": ("cordoned", "faulty", "quarantined", "silent", "z"),
+            "sentence": "Attempt 1 is to be placed on 1 nodes by the cluster, never z, "
+            "without 4 that are out of service, and starts from step 0.",
+        },
+    ),
+    "what is in use or out of reach is the cluster's own affair": (
+        placing(nodes=1, candidates=(*FREE, Candidate("busy", 8, False, False, "healthy", 0.0, reachable=False))),
+        PlanAttempt,
+        {"excluded": ()},
+    ),
+    "no more nodes are named than a scheduler bears, those of decisions first": (
+        placing(excluded=("z",), candidates=(*FREE, *MANY)),
+        PlanAttempt,
+        {"excluded": (*(one.name for one in MANY[:63]), "z")},
     ),
     "too few nodes are not asked for": (placing(nodes=9), Wait, {}),
     "half a gang is nowhere yet": (placing(UNPLACED, look=members("a", "", state="pending")), Wait, {}),

@@ -11,6 +11,12 @@ from controlplane.runs.decide import decide
 from controlplane.runs.view import Decide, EndAttempt, Look, MemberView, View, Wish
 from tests.runs.situations import SECOND, attempt, beats, decision, failed, look, saved, trouble, view
 
+OUT_OF_MEMORY = Look(
+    "failed",
+    (MemberView("a", False, 137, None), MemberView("b", False, 137, None, reason="OOMKilled", index=1)),
+    True,
+)
+
 
 def told(end_class: str, at_s: float, rank: int | None = 0, message: str = "boom") -> dict[str, Any]:
     return {"code": 1, "class": end_class, "at_s": at_s, "first_rank": rank, "message": message, "fingerprint": "f"}
@@ -71,6 +77,10 @@ SENTENCES: dict[str, tuple[View, str]] = {
     "killed": (
         view(attempt(), look=look("failed", True)),
         "Attempt 1 ended: the launcher on a was killed from outside.",
+    ),
+    "killed by the kernel": (
+        view(attempt(), look=OUT_OF_MEMORY),
+        "Attempt 1 ended: the launcher on b was killed from outside (OOMKilled).",
     ),
     "paused": (view(attempt(), desired="pause"), "Attempt 1 is asked to save and stop: paused by a person."),
     "saved": (

@@ -65,6 +65,9 @@ def _why(pod: Json) -> str:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason"):
             return f"{waiting['reason']}: {waiting.get('message') or ''}".rstrip(": ")
+    for ended in _terminated(status):
+        if ended.get("reason") not in (None, "", "Completed", "Error"):  # the last two say no more than the code
+            return str(ended["reason"])
     return str(status.get("message") or status.get("reason") or "")
 
 
