@@ -15,7 +15,8 @@ from controlplane.api.context import Context
 from controlplane.api.deeds import Doing
 from controlplane.api.described import WHO
 from controlplane.api.problems import Problem, not_found
-from controlplane.services import nodes, views_experts, views_fleet, views_now
+from controlplane.services import nodes, views_experts, views_fleet, views_now, views_platform
+from controlplane.store import nodes as node_rows
 from controlplane.store import runs as rows
 from controlplane.store.engine import Session
 
@@ -115,6 +116,16 @@ def read_node(parts: Parts, _caller: Viewer, node: str) -> Json:
     if found is None:
         raise not_found("node", node)
     return found
+
+
+@router.get("/nodes/{node}/platform")
+def platform(parts: Parts, _caller: Viewer, node: str) -> Json:
+    """What the platform says of a node now: ready, conditions, whose its cordon is, its kubelet's lease."""
+    with parts.store.read() as session:
+        row = node_rows.get(session, node)
+    if row is None:
+        raise not_found("node", node)
+    return views_platform.platform(parts.backends, row)
 
 
 @router.get("/nodes/{node}/series")

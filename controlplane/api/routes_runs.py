@@ -15,7 +15,7 @@ from controlplane.api.described import WHO
 from controlplane.api.problems import Problem, chosen, not_found
 from controlplane.backends.absent import backend_of
 from controlplane.backends.base import BackendUnavailable
-from controlplane.services import lastwords, preflight, runs, views_runs, views_why
+from controlplane.services import lastwords, preflight, runs, views_platform, views_runs, views_why
 from controlplane.store import experts, last_words, telemetry
 from controlplane.store import runs as rows
 from controlplane.store.base import RUN_STATUSES
@@ -147,6 +147,19 @@ def stored(parts: Parts, _caller: Viewer, run_id: str) -> Json:
     with parts.store.read() as session:
         run = found(session, run_id)
         return {"expert_records": experts.counted(session, run.id), "gpu_samples": telemetry.counted(session, "gpu")}
+
+
+@router.get("/runs/{run_id}/members")
+def members(parts: Parts, _caller: Viewer, run_id: str, attempt: int | None = None) -> Json:
+    """Where the members (pods, launchers) of an attempt, the last one, are and what they do; asked of the platform."""
+    with parts.store.read() as session:
+        run = found(session, run_id)
+        attempts = rows.attempts(session, run.id)
+    chosen_one = next((one for one in reversed(attempts) if attempt is None or one.no == attempt), None)
+    if attempt is not None and chosen_one is None:
+        raise Problem(404, "not_found", f"{run.id} has no attempt {attempt}")
+    per_node = int(run.spec["spec"]["resources"].get("ranksPerNode", 1))
+    return views_platform.members(backend_of(parts.backends, run.backend), chosen_one, per_node, parts.clock.now())
 
 
 @router.get("/runs/{run_id}/logs")

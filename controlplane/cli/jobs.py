@@ -7,13 +7,14 @@ import sys
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from controlplane.cli.output import EXIT, Exit, Form, Output, connect, hint, length, link, one, show
+from controlplane.cli.output import EXIT, Column, Exit, Form, Output, connect, hint, length, link, one, show
 from controlplane.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Training runs.")
@@ -182,6 +183,20 @@ def logs(
     if not found["text"]:
         told = f"rank {found['rank']} of attempt {found['attempt']} has written nothing"
         hint(f"{run}: {told if found['attempt'] is not None else 'there is no attempt yet'}.")
+
+
+@app.command()
+def members(
+    run: Run,
+    attempt: Annotated[int | None, typer.Option(help="which attempt (the last)")] = None,
+    output: Output = Form.table,
+) -> None:
+    """Where an attempt's members (pods, launchers) are and what they do, asked of the platform now."""
+    found = connect().get(f"runs/{run}/members", attempt=attempt)
+    if found["problem"]:
+        hint(f"{found['backend']}: {found['problem']}")
+    columns: list[Column] = [(name, itemgetter(name)) for name in ("index", "node", "pod", "state", "reason")]
+    show(found["members"], columns, output, name="node")
 
 
 def _ask(run: str, verb: str, body: Json | None = None) -> None:

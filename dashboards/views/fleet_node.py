@@ -4,19 +4,22 @@ Why it exists: the way from a red cell to an act must not leave the page. The ac
 exist only for simulated nodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
 from dashboards import data, markup, theme, words
 from dashboards.views import node_acts
+from dashboards.views.kept import latest
 
 Row = Mapping[str, Any]
 
 STATE_LEVELS = {"healthy": "ok", "suspect": "warn", "quarantined": "fault"}
 GPU_LEVELS = {"fault": "fault", "warning": "warn", "drained": "off", "nodata": "nodata"}
 SHOWN_EVENTS = 8
+ORDINARY = frozenset({"Ready", "MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable"})
+"""conditions that are said only when they are not as they should be; others (AMD's operator's, say) always are"""
 
 
 def gpu_of(finding: Row) -> int | None:
@@ -41,9 +44,39 @@ def drawer(name: str) -> None:
     if events:
         theme.section("What happened", "")
         st.html(happened(events, headline(node)))
+    _platform(name)
     theme.section("Facts", "")
     st.html(facts(node))
     _acts(node)
+
+
+def _platform(name: str) -> None:
+    """What the cluster says of the node, where it is in one."""
+    answer = latest(f"nodes/{name}/platform") or {}
+    for one in answer.get("platforms") or ():
+        theme.section("Kubernetes", str(one.get("backend")) if one.get("backend") != "kube" else "")
+        st.html(platform_block(one))
+    for problem in answer.get("problems") or ():
+        st.html(f'<p class="tt-faint">{theme.escape(f"The cluster cannot be asked: {problem}")}</p>')
+
+
+def platform_block(one: Row) -> str:
+    """Ready or not, whose the cordon is, who else keeps pods off, and every condition that is not as it should be."""
+    rows: list[tuple[str, object]] = [
+        ("ready", "yes" if one.get("ready") else "no"),
+        ("takes pods", "yes" if one.get("schedulable") else f"cordoned {one.get('cordon') or ''}".rstrip()),
+        ("kept off by", one.get("others")),
+        ("kubelet's lease", f"{words.age(one['lease_age_s'])} old" if one.get("lease_age_s") is not None else None),
+    ]
+    for condition in one.get("conditions") or ():
+        wrong = condition["status"] != ("True" if condition["type"] == "Ready" else "False")
+        if wrong or condition["type"] not in ORDINARY:
+            told = " · ".join(str(condition[part]) for part in ("status", "reason", "message") if condition.get(part))
+            rows.append((str(condition["type"]), told))
+    cells = "".join(
+        f"<span>{theme.escape(name)}</span><b>{theme.escape(str(value))}</b>" for name, value in rows if value
+    )
+    return f'<div class="tt-facts">{cells}</div>'
 
 
 def _head(node: Row) -> None:
@@ -145,7 +178,13 @@ def facts(node: Row) -> str:
         ("source", f"{source}, simulated" if node.get("simulated") and source != "simulated" else source),
         ("last word", f"{words.age(node.get('age_s'))} ago" if node.get("age_s") is not None else None),
     ]
-    cells = "".join(f"<span>{name}</span><b>{theme.escape(str(value))}</b>" for name, value in rows if value)
+    return fact_rows(rows)
+
+
+def fact_rows(rows: Sequence[tuple[str, object]]) -> str:
+    """Names and values, escaped; what is not known is left out."""
+    known = [(theme.escape(name), theme.escape(str(value))) for name, value in rows if value]
+    cells = "".join(f"<span>{name}</span><b>{value}</b>" for name, value in known)
     return f'<div class="tt-facts">{cells}</div>'
 
 

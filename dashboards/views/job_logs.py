@@ -1,6 +1,6 @@
-"""The lowest section of the Job page: what the ranks wrote, what the job's settings changed, what happened in order.
+"""The lowest section of the Job page: what ranks wrote, where they are, what settings changed, what happened in order.
 
-Why it exists: these three are read last and grow longest, so they have one place and only the chosen one is fetched.
+Why it exists: these are read last and grow longest, so they have one place and only the chosen one is fetched.
 """
 
 import json
@@ -11,13 +11,14 @@ from typing import Any
 
 import streamlit as st
 
-from dashboards import draft, theme
+from dashboards import draft, markup, theme
 from dashboards.views import incident_cards, job_cards
 from dashboards.views.kept import latest
 
 Row = Mapping[str, Any]
 
-VIEWS = ("Log", "Config diff", "Events")
+VIEWS = ("Log", "Members", "Config diff", "Events")
+SHOWN_MEMBERS = 64
 LOG_BYTES = 200_000
 LOG_LINES = 1000
 
@@ -53,6 +54,7 @@ def _body(run_id: str) -> None:
     view = st.session_state.get("job_show") or VIEWS[0]
     notes = {
         "Log": f"the last {LOG_LINES:,} lines of one rank; identical neighbours are folded",
+        "Members": "the newest attempt's, asked of the platform now",
         "Config diff": "against the template that it came from",
         "Events": "hardware, rules and the run in one order, UTC",
     }
@@ -66,10 +68,49 @@ def _body(run_id: str) -> None:
         )
     if view == "Log":
         _log(run_id, chosen)
+    elif view == "Members":
+        _members(run_id)
     elif view == "Config diff":
         _config(run)
     else:
         _events(run_id)
+
+
+def _members(run_id: str) -> None:
+    answer = latest(f"runs/{run_id}/members")
+    if answer is None:
+        return
+    if answer.get("problem"):
+        theme.sentence("It cannot be looked at now.", str(answer["problem"]), "nodata")
+    if answer.get("members"):
+        st.html(f'<div class="tt-scroll">{members_table(answer)}</div>')
+    elif not answer.get("problem"):
+        theme.empty("Nothing of it is on the platform now: it waits, or has ended.")
+
+
+def members_table(answer: Row) -> str:
+    """A row a member, as markup: its ranks, its node and pod, what it does. Those in trouble are on top."""
+    rows: Sequence[Row] = answer.get("members") or ()
+    pods = any(row.get("pod") for row in rows)
+    heads = [("ranks", "tt-num"), ("node", ""), *([("pod", "")] if pods else []), ("state", ""), ("why", "")]
+    cells = []
+    for row in rows[:SHOWN_MEMBERS]:
+        first, last = row["ranks"]
+        node = markup.link(row["node"], "fleet", {"node": row["node"]}) if row.get("node") else "not placed yet"
+        level = str(row.get("level"))
+        sign = markup.glyph(level) if level in ("fault", "warn") else ""
+        cells.append(
+            [
+                str(first) if first == last else f"{first}–{last}",
+                node,
+                *([f"<code>{escape(str(row.get('pod') or ''))}</code>"] if pods else []),
+                f"{sign} {escape(str(row['state']))}",
+                escape(str(row.get("reason") or "")),
+            ]
+        )
+    more = len(rows) - SHOWN_MEMBERS
+    rest = f'<p class="tt-faint">and {more:,} more, which run</p>' if more > 0 else ""
+    return markup.table(heads, cells) + rest
 
 
 def _name_view() -> None:

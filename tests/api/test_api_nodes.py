@@ -59,3 +59,14 @@ def test_a_drained_idle_node_is_out_of_service_until_it_is_returned(api: Any) ->
 def test_a_node_that_is_none_is_not_found(api: Any, verb: str) -> None:
     answer = api.call("POST", f"nodes/nowhere/{verb}", api.token(role="operator"), json={"force": True, "reason": "x"})
     assert answer.status_code == (422 if verb == "cordon" else 404)
+
+
+def test_what_the_platform_says_of_a_node_is_asked_now(api: Any) -> None:
+    viewer = api.token(role="viewer")
+    api.report("node-a")
+    told = api.call("GET", "nodes/node-a/platform", viewer).json()
+    assert told["problems"] == [] and [(one["backend"], one["cordon"]) for one in told["platforms"]] == [("memory", "")]
+    api.backend.reachable = False
+    told = api.call("GET", "nodes/node-a/platform", viewer).json()
+    assert told["platforms"] == [] and told["problems"][0].startswith("memory: ")
+    assert api.call("GET", "nodes/nowhere/platform", viewer).status_code == 404

@@ -35,7 +35,7 @@ def test_a_job_is_taken_and_shown(api: Any) -> None:
     assert (shown["status"], shown["step"], shown["steps"], shown["progress"]) == ("queued", None, 200, None)
     assert shown["yaml"].startswith("apiVersion: trimtab/v1")
     assert api.call("GET", "runs/toy", viewer).json()["id"] == run["id"]
-    for path in ("why", "timeline", "steps", "checkpoints", "logs", "stored"):
+    for path in ("why", "timeline", "steps", "checkpoints", "members", "logs", "stored"):
         assert api.call("GET", f"runs/{run['id']}/{path}", viewer).status_code == 200, path
     assert api.call("GET", f"runs/{run['id']}/why", viewer).json()["restarts"] == []
 

@@ -40,6 +40,7 @@ class World:
     posts: list[tuple[str, str, Any]] = field(default_factory=list)
     codes: set[str] = field(default_factory=lambda: {CODE})
     revoked: set[str] = field(default_factory=set)
+    platform: dict[str, Any] = field(default_factory=lambda: {"platforms": [], "problems": []})
     url: str = ""
 
 
@@ -137,6 +138,10 @@ def _add_views(app: FastAPI, world: World) -> None:
     @app.get("/api/v1/nodes/{name}")
     async def node(name: str) -> Any:
         return world.fleet.view(name) or problem(404, "not_found", "There is no such node.")
+
+    @app.get("/api/v1/nodes/{name}/platform")
+    async def platform(name: str) -> Any:
+        return {"node": name, **world.platform}
 
     @app.post("/api/v1/nodes/{name}/{verb}")
     async def act(name: str, verb: str, body: dict[str, Any], request: Request) -> Any:

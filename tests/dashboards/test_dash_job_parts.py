@@ -222,3 +222,15 @@ def test_the_faults_of_the_chart_are_named_by_rule_and_place() -> None:
         (40.0, "paused and resumed", "quiet"),
         (50.0, "hbm uncorrectable, GPU 3 of n1", "fault"),
     ]
+
+
+def test_members_in_trouble_are_on_top_and_pods_are_named_where_there_are_any() -> None:
+    row = {"index": 1, "ranks": [8, 15], "node": "node-001", "pod": "r-1-1-x<y", "state": "waits", "level": "warn"}
+    unplaced = {**row, "index": 0, "ranks": [0, 0], "node": "", "reason": "Unschedulable"}
+    text = job_logs.members_table({"members": [row, unplaced]})
+    assert "8–15" in text and "/fleet?node=node-001" in text and "x&lt;y" in text
+    assert "not placed yet" in text and "Unschedulable" in text
+    plain = job_logs.members_table({"members": [{**row, "pod": ""}]})
+    assert '<th class="">pod' not in plain
+    many = job_logs.members_table({"members": [row] * (job_logs.SHOWN_MEMBERS + 960)})
+    assert "and 960 more" in many

@@ -304,3 +304,24 @@ def test_no_page_runs_what_the_api_says(world: World) -> None:
         assert "<img" not in text
         assert "&lt;img src=x" in text
     assert "<img" not in markup(page("experts"))
+
+
+def test_what_the_cluster_says_of_a_node_is_told_where_it_is_out_of_order() -> None:
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "kubelet is ready"}
+    pressure = {"type": "MemoryPressure", "status": "True", "reason": "Low", "message": "<1 GiB"}
+    calm = {"type": "DiskPressure", "status": "False", "reason": "Fine", "message": "nothing of note"}
+    theirs = {"type": "amd.com/gpu-remediation", "status": "False", "reason": "Idle", "message": ""}
+    row = {"ready": True, "schedulable": False, "cordon": "by Trimtab, this session", "others": "amd-gpu-unhealthy"}
+    text = fleet_node.platform_block({**row, "conditions": [ready, pressure, calm, theirs], "lease_age_s": 4.0})
+    for part in ("cordoned by Trimtab, this session", "amd-gpu-unhealthy", "4 s old", "&lt;1 GiB", "gpu-remediation"):
+        assert part in text
+    assert "nothing of note" not in text and "KubeletReady" not in text
+
+
+def test_fleet_says_what_the_cluster_says_of_a_node(world: World) -> None:
+    assert "Kubernetes" not in markup(page("fleet", node="sim-node-02"))
+    world.platform = {"platforms": [{"backend": "kube", "ready": False, "schedulable": True}], "problems": []}
+    text = markup(page("fleet", node="sim-node-02"))
+    assert "Kubernetes" in text and "<span>ready</span><b>no</b>" in text
+    world.platform = {"platforms": [], "problems": ["kube: no answer"]}
+    assert "The cluster cannot be asked: kube: no answer" in markup(page("fleet", node="sim-node-02"))

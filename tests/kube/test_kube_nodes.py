@@ -8,7 +8,9 @@ import pytest
 
 from controlplane.backends.base import BackendUnavailable, Quarantine
 from controlplane.backends.kube.api import Json, KubeApi
-from controlplane.backends.kube.nodes import TAINT, NodeActuator, foreign, patch_for
+from controlplane.backends.kube.nodes import TAINT, NodeActuator, foreign, patch_for, status_of
+from controlplane.services import views_platform
+from controlplane.store.tables import Node
 from tests.kube.conftest import World, rules, until
 
 NODE = "node-001"
@@ -70,6 +72,22 @@ def test_a_node_is_taken_out_once_and_given_back_whole(world: World, actuator: N
     assert sync(world, actuator, None) == [f"{NODE} takes pods again"]
     assert "unschedulable" not in spec(world) and TAINT not in keys(world)
     assert sync(world, actuator, None) == []
+
+
+def test_a_nodes_page_says_whose_cordon_it_is(world: World, actuator: NodeActuator) -> None:
+    def told() -> Json:
+        return views_platform._status("kube", status_of(NODE, world.node(NODE), 1.0), Node(session_id=OURS.session_id))  # type: ignore[arg-type]  # the API's shape
+
+    assert told()["cordon"] == "" and told()["ready"]
+    cordon(world, True)
+    assert told()["cordon"] == "by somebody else"
+    cordon(world, None)
+    sync(world, actuator, OURS)
+    taint(world, AMD)
+    now = told()
+    assert (now["cordon"], now["schedulable"]) == ("by Trimtab, this session", False) and "amd-gpu" in now["others"]
+    assert {"Ready", "MemoryPressure"} <= {one["type"] for one in now["conditions"]}
+    sync(world, actuator, None)
 
 
 def test_what_was_never_ours_is_left_alone(world: World, actuator: NodeActuator) -> None:
