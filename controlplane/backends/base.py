@@ -75,6 +75,8 @@ class Member:
     """told to end and not ended, on a node that nobody hears from"""
     deleted_s: float | None = None
     """when its time to end is over, by the platform's clock; None if it was not told to end"""
+    disrupted: bool = False
+    """the platform itself ended it: evicted, preempted by other work, its node taken away"""
 
     def overdue_s(self, now: float) -> float:
         """Seconds since it should have ended; negative while it still may run."""

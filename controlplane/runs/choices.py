@@ -146,6 +146,9 @@ def of_wish(view: View, attempt: AttemptView | None) -> Choice:
     )
 
 
+_BADLY = ("failed", "preempted", "abandoned")
+
+
 def failures(view: View) -> list[Failure]:
     """The attempts that ended badly, as the ledger counts them; what a person ended is not a failure."""
     return [
@@ -158,7 +161,7 @@ def failures(view: View) -> list[Failure]:
             one.last_step,
         )
         for one in view.attempts
-        if one.ended_s is not None and (one.state in ("failed", "preempted") or one.end_class == "hardware")
+        if one.ended_s is not None and (one.state in _BADLY or one.end_class == "hardware")
     ]
 
 

@@ -40,7 +40,7 @@ VERIFY_S = 600.0
 PLACED_S = 10.0
 SUSPECT_S, SUSPECT_STEPS = 20.0, 5
 _LEAVING = ("draining", "stopping")
-_BY_MACHINE = ("killed", "lost", "peer_lost", "never_started", "error")
+_BY_MACHINE = ("killed", "lost", "peer_lost", "never_started", "preempted", "error")
 """ends that a fault of the hardware may well have brought about"""
 _ORDER = ("submitting", "pending", "starting", "init", "training")
 

@@ -93,6 +93,9 @@ def order(member: MemberView) -> tuple[int, float]:
 
 def failed(attempt: AttemptView, look: Look) -> EndAttempt:
     """The end of a fenced attempt that failed: the first launcher that knows a cause is believed."""
+    ousted = _ousted(attempt, look)
+    if ousted is not None:
+        return ousted
     told = [m for m in look.members if m.termination is not None and m.termination.get("class") != "done"]
     silent = [m for m in look.members if m.termination is None]
     if not told:
@@ -112,3 +115,16 @@ def failed(attempt: AttemptView, look: Look) -> EndAttempt:
     sentence = f"Attempt {attempt.no} ended on {where}: {message}."
     mark = str(word.get("fingerprint") or end_class)
     return EndAttempt("failed", end_class, sentence, mark, message, node=knows.node, level="warn")
+
+
+def _ousted(attempt: AttemptView, look: Look) -> EndAttempt | None:
+    """The end of an attempt that the platform took a member from, if no member knows a cause of its own."""
+    ousted = sorted((one for one in look.members if one.disrupted), key=lambda one: one.node)
+    classes = {str(one.termination.get("class")) for one in look.members if one.termination is not None}
+    if not ousted or classes - {"saved", "done", *_KNOWS_LITTLE}:
+        return None
+    message = f"the platform took its member on {ousted[0].node} ({ousted[0].reason or 'it gave no reason'})"
+    end_class = "saved" if "saved" in classes else "preempted"
+    saved = ", which saved first" if end_class == "saved" else ""
+    sentence = f"Attempt {attempt.no} was preempted: {message}{saved}."
+    return EndAttempt("preempted", end_class, sentence, end_class, message, level="warn")

@@ -19,7 +19,7 @@ QUARANTINE_WINDOW_S, QUARANTINE_NODES = 600.0, 2
 QUARANTINE_SHARE = 0.05
 """of the fleet; the setting `quarantine_share` replaces it"""
 FREE = frozenset({"saved"})
-INFRASTRUCTURE = frozenset({"hardware", "killed", "lost", "bad_node"})
+INFRASTRUCTURE = frozenset({"hardware", "killed", "lost", "bad_node", "node_lost", "preempted"})
 
 
 @dataclass(frozen=True, slots=True)

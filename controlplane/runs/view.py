@@ -56,6 +56,8 @@ class MemberView:
     """told to end and not ended, on a node that nobody hears from"""
     index: int = 0
     """its number within the gang"""
+    disrupted: bool = False
+    """ended by the platform itself: evicted, preempted by other work, its node taken away"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def look_at(backend: Backend, name: str, now: float, *, fence: bool) -> Look | N
         _log.warning("the backend cannot be asked", backend=backend.name, attempt=name, error=str(error))
         return None
     members = tuple(
-        MemberView(m.node, m.alive, m.exit_code, m.termination, m.running, m.reason, m.stuck, m.index)
+        MemberView(m.node, m.alive, m.exit_code, m.termination, m.running, m.reason, m.stuck, m.index, m.disrupted)
         for m in seen.members
     )
     return Look(seen.state, members, fenced)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.runs import choices
 from controlplane.runs.ledger import ATTEMPTS_PER_HOUR, may_quarantine
 from controlplane.services import incidents as incident_service
 from controlplane.services import preflight
@@ -15,6 +16,7 @@ from controlplane.store import nodes
 from controlplane.store.engine import Store
 from jobs.spec import load_template
 from tests.runs.piloting import BOOK, Pilot
+from tests.runs.situations import NOW, attempt, view
 
 SAVED = {"class": "saved", "message": "", "fingerprint": ""}
 BOOM = {"class": "error", "message": "boom", "fingerprint": "boom"}
@@ -157,6 +159,17 @@ def test_an_operator_may_let_a_storm_take_more_of_the_fleet(pilot: Pilot) -> Non
     pilot.round(1)
     assert [pilot.node(name).cordoned for name in pilot.names] == [True, True, True, False]
     assert pilot.events(run_id, "quarantine_held") == []
+
+
+@pytest.mark.parametrize(("state", "end_class"), [("abandoned", "node_lost"), ("preempted", "preempted")])
+def test_what_the_machines_and_the_cluster_did_is_held_to_their_own_rate(state: str, end_class: str) -> None:
+    """Neither the run's budget nor nothing at all: seven times in an hour is a person's matter."""
+    ended = [
+        attempt(no, state, end_class=end_class, ended_s=NOW - 100 * (8 - no), last_step=10 * no) for no in range(1, 8)
+    ]
+    seven = view(*ended, restarts=2)
+    assert "7 restarts for the machines' sake" in choices.brake(seven)
+    assert choices.brake(view(*ended[:6], restarts=2)) == ""
 
 
 @pytest.mark.parametrize(

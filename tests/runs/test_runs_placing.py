@@ -22,6 +22,12 @@ from controlplane.runs.view import (
 )
 from tests.runs.situations import FREE, NOW, Case, answers, attempt, beats, decision, failed, trouble, view
 
+EVICTED = MemberView("a", False, None, None, reason="EvictionByEvictionAPI: node drain", disrupted=True)
+PEER = {"class": "peer_lost", "message": "it saw its peer go", "code": 1}
+OUSTED = Look("failed", (EVICTED, MemberView("b", False, 1, PEER)), True)
+SAVED = {"class": "saved", "message": "saved and stopped", "code": 75}
+ERROR = {"class": "error", "message": "boom", "code": 1, "at_s": 1.0}
+OUSTED_WORDS = "the platform took its member on a (EvictionByEvictionAPI: node drain)"
 UNPLACED = attempt(state="pending", nodes=(), first_step=None, last_step=None)
 SECOND = attempt(2, state="pending", decision_id="d1", nodes=(), first_step=None, last_step=None)
 
@@ -108,6 +114,21 @@ CASES: dict[str, Case] = {
         placing(failed(), SECOND, decision=decision(), beats=beats(1, 1), look=members("a", "", state="running")),
         Advance,
         {"state": "training"},
+    ),
+    "a gang from which the cluster took a member failed by nobody's fault": (
+        placing(attempt(), look=OUSTED),
+        EndAttempt,
+        {"state": "preempted", "end_class": "preempted", "node": "", "message": OUSTED_WORDS},
+    ),
+    "one that saved before it went is charged to nobody": (
+        placing(attempt(), look=replace(OUSTED, members=(EVICTED, MemberView("b", False, 75, SAVED)))),
+        EndAttempt,
+        {"state": "preempted", "end_class": "saved"},
+    ),
+    "an error of its own comes before what the cluster did afterwards": (
+        placing(attempt(), look=replace(OUSTED, members=(EVICTED, MemberView("b", False, 1, ERROR)))),
+        EndAttempt,
+        {"state": "failed", "end_class": "error", "node": "b"},
     ),
     "a member on a dead node is killed first": (
         placing(attempt(state="stopping"), look=STUCK, decision=decision(corrupting_since_s=None)),

@@ -33,7 +33,7 @@ from controlplane.backends.kube.api import AlreadyExists, Conflict, Forbidden, I
 from controlplane.backends.kube.kubelets import Kubelets
 from controlplane.backends.kube.nodes import NodeActuator, status_of
 from controlplane.backends.kube.options import GPU_RESOURCE, KubeOptions
-from controlplane.backends.kube.pods import holds_gpus, index_of, member_of, node_of, pod_over, slim
+from controlplane.backends.kube.pods import attempt_of, holds_gpus, index_of, member_of, node_of, pod_over, slim
 from controlplane.backends.kube.reflector import Reflector
 from controlplane.clock import Clock
 
@@ -193,9 +193,9 @@ class KubeBackend:
             return Observation(name, "absent", now)
         except Refused as error:
             return Observation(name, "unknown", now, reason=str(error))
-        there = {index_of(pod) for pod in pods}
-        left = [pod for pod in self.copied_pods(name) if index_of(pod) not in there]
-        return self.mark_stuck(_judged(name, job, [*pods, *left], now))
+        found = {index_of(pod): pod for pod in (*self.copied_pods(name), *pods)}
+        gone = {index_of(pod): pod for pod in self.pods.departed() if attempt_of(pod) == name}
+        return self.mark_stuck(_judged(name, job, found.values(), now, [gone[at] for at in gone.keys() - found.keys()]))
 
     def mark_stuck(self, seen: Observation) -> Observation:
         """Members past their grace on a node whose kubelet is silent: deleting them again would change nothing."""
@@ -211,7 +211,7 @@ class KubeBackend:
 
     def copied_pods(self, name: str) -> list[Json]:
         """An attempt's pods in the copy."""
-        return [pod for pod in self.pods.objects().values() if pod["metadata"]["labels"].get(manifests.NAME) == name]
+        return [pod for pod in self.pods.objects().values() if attempt_of(pod) == name]
 
     def read_pods(self, name: str) -> list[Json]:
         """An attempt's pods, asked of the API server; raises its refusals."""
@@ -336,9 +336,10 @@ def usable(node: Json) -> bool:
     )
 
 
-def _judged(name: str, job: Json, pods: Iterable[Json], now: float) -> Observation:
-    """What a Job and its pods say together: a gang ends with its first failure."""
-    members = tuple(sorted((member_of(pod) for pod in pods), key=lambda one: one.index))
+def _judged(name: str, job: Json, pods: Iterable[Json], now: float, gone: Iterable[Json] = ()) -> Observation:
+    """What a Job and its pods say together: a gang ends with its first failure. `gone`: pods that were deleted."""
+    past = (replace(member_of(pod), alive=False, running=False) for pod in gone)
+    members = tuple(sorted((*map(member_of, pods), *past), key=lambda one: one.index))
     uid, wanted = str(job["metadata"]["uid"]), int(job["spec"]["completions"])
     seen = Observation(name, "pending", now, uid, members)
     condition = _ended(job)

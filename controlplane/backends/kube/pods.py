@@ -28,6 +28,9 @@ def member_of(pod: Json) -> Member:
         running=status.get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"],
         reason=_why(pod),
         deleted_s=_deleted_s(pod) if not over else None,
+        disrupted=any(
+            one["type"] == "DisruptionTarget" and one["status"] == "True" for one in status.get("conditions") or ()
+        ),
     )
 
 
@@ -84,6 +87,11 @@ def node_of(pod: Json) -> str:
 def holds_gpus(pod: Json) -> bool:
     """Whether it is one that keeps a node busy: a submitter holds none."""
     return bool(pod["metadata"]["labels"].get(manifests.PART) != manifests.SUBMITTER)
+
+
+def attempt_of(pod: Json) -> str:
+    """The name of the attempt that it belongs to."""
+    return str((pod["metadata"].get("labels") or {}).get(manifests.NAME) or "")
 
 
 def index_of(pod: Json) -> int:

@@ -24,6 +24,8 @@ WATCH_S = (240, 300)
 RESYNC_S = 300.0
 BACKOFF_S = (0.5, 30.0)
 _log = structlog.get_logger()
+REMEMBERED_S = 120.0
+"""how long the last state of a deleted object is kept: a pod that the cluster took away says why only there"""
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class Reflector:
         self._changed, self._keep = changed, keep
         self._lock = threading.Lock()
         self._objects: dict[tuple[str, str], Json] = {}
+        self._left: dict[tuple[str, str], tuple[float, Json]] = {}
         self._version = ""
         self._listed_s = self._heard_s = float("-inf")
         self._failed = 0
@@ -72,6 +75,16 @@ class Reflector:
         """One object."""
         with self._lock:
             return self._objects.get((namespace, name))
+
+    def departed(self) -> list[Json]:
+        """The last state of what was deleted within `REMEMBERED_S`."""
+        with self._lock:
+            self._forget()
+            return [found for _, found in self._left.values()]
+
+    def _forget(self) -> None:
+        since_s = self._clock.monotonic() - REMEMBERED_S
+        self._left = {key: known for key, known in self._left.items() if known[0] >= since_s}
 
     @property
     def age_s(self) -> float:
@@ -161,6 +174,8 @@ class Reflector:
         with self._lock:
             if event["type"] == "DELETED":
                 self._objects.pop(_key(found), None)
+                self._forget()
+                self._left[_key(found)] = (self._heard_s, self._keep(found))
             else:
                 self._objects[_key(found)] = self._keep(found)
         self._changed()

@@ -1,0 +1,202 @@
+"""What a cluster does to a gang, on a real API server: it takes pods away, starts half of them, loses nodes, cordons.
+
+The controller and its backend are those of `trimtab serve`; the clock of its policy is the test's. Each scenario ends
+with the same question: is there one live attempt, on nodes that may be used, from the right checkpoint?
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.backends.kube.api import KubeApi
+from controlplane.backends.kube.nodes import TAINT
+from controlplane.services import incidents as incident_service
+from controlplane.services import nodes as people
+from controlplane.services import quarantine
+from controlplane.store import incidents
+from controlplane.store.engine import Store
+from tests.kube.chaos import JOBS, PODS, KubePilot, wait_for
+from tests.kube.conftest import NAMESPACE, World
+from tests.runs.piloting import BOOK
+
+MORTAL = [f"node-{index:03d}" for index in range(12, 16)]
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def pilot(world: World, controller_api: KubeApi, sqlite_store: Store, tmp_path: Path) -> Iterator[KubePilot]:
+    found = KubePilot(world, controller_api, sqlite_store, tmp_path)
+    yield found
+    found.close()
+
+
+def rounds_until(pilot: KubePilot, question: Callable[[], object], seconds: float = 1.0) -> None:
+    """Rounds of the controller, each `seconds` of its time, until it is so."""
+
+    def asked() -> object:
+        pilot.live_round(seconds)
+        return question()
+
+    wait_for(asked)
+
+
+def training(pilot: KubePilot, **policy: object) -> str:
+    """A run whose first attempt trains on two nodes, steps 1 to 12, checkpoint 10."""
+    run_id = pilot.submit(**policy)  # type: ignore[arg-type]  # as given
+    rounds_until(pilot, lambda: pilot.attempts(run_id) and len(pilot.last(run_id).nodes) == 2)
+    wait_for(lambda: pilot.running(pilot.last(run_id).name))
+    pilot.beat(run_id, 1, 12)
+    pilot.save(run_id, 10, at=-30)
+    rounds_until(pilot, lambda: pilot.last(run_id).state == "training" and pilot.checkpoints(run_id))
+    return run_id
+
+
+def second_trains(pilot: KubePilot, run_id: str) -> None:
+    """The second attempt is placed, runs whole, goes on after checkpoint 10 and proves it."""
+    rounds_until(pilot, lambda: len(pilot.attempts(run_id)) == 2 and len(pilot.last(run_id).nodes) == 2)
+    second = pilot.last(run_id)
+    wait_for(lambda: pilot.running(second.name))
+    assert second.resume_step == 10
+    pilot.beat(run_id, 11, 20)
+    rounds_until(pilot, lambda: pilot.last(run_id).state == "training")
+    assert [one["metadata"]["name"] for one in pilot.jobs()] == [one.name for one in pilot.attempts(run_id)]
+    assert len(pilot.live(run_id)) == 1
+
+
+def only(pilot: KubePilot, allowed: list[str]) -> None:
+    """Somebody cordons every node but these; [] uncordons all."""
+    for name in pilot.names:
+        value = True if allowed and name not in allowed else None
+        patch = {"spec": {"unschedulable": value}}
+        pilot.world.admin.patch(f"/api/v1/nodes/{name}", patch, kind="merge", manager="kubectl-cordon")
+
+
+def test_an_evicted_pod_is_nobodys_failure(pilot: KubePilot) -> None:
+    run_id = training(pilot, restarts=0)
+    pod = pilot.pods(pilot.last(run_id).name)[0]["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": NAMESPACE}}
+    pilot.world.admin.create(f"{PODS}/{pod}/eviction", eviction)
+    second_trains(pilot, run_id)
+    first = pilot.attempts(run_id)[0]
+    assert (first.state, first.end_class) == ("preempted", "preempted") and "Eviction" in first.end["message"]
+    (decision,) = pilot.decisions(run_id)
+    assert decision.budgets_after["restarts_used"] == 0, "a run without a restart of its own went on"
+
+
+def test_a_pod_that_somebody_deletes_ends_its_gang_whole(pilot: KubePilot) -> None:
+    run_id = training(pilot)
+    first = pilot.last(run_id)
+    pilot.world.admin.delete(f"{PODS}/{pilot.pods(first.name)[1]['metadata']['name']}")
+    second_trains(pilot, run_id)
+    assert (pilot.attempts(run_id)[0].state == "failed" and pilot.pods(first.name) == []) or all(
+        one["status"]["phase"] in ("Failed", "Succeeded") for one in pilot.pods(first.name)
+    )
+
+
+def test_half_a_gang_is_deleted_at_its_deadline_and_the_missing_part_is_named(pilot: KubePilot) -> None:
+    admin, space = pilot.world.admin, "other-work"
+    admin.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": space}})
+    for name in pilot.names[1:]:  # what Trimtab does not see: another tenant's pods hold all nodes but one
+        container = {"name": "x", "image": "x", "resources": {"limits": {"amd.com/gpu": "8"}}}
+        spec = {"nodeName": name, "containers": [container]}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+        admin.create(f"/api/v1/namespaces/{space}/pods", body)
+    try:
+        run_id = pilot.submit()
+        rounds_until(pilot, lambda: pilot.attempts(run_id) and pilot.last(run_id).state == "pending")
+        name = pilot.last(run_id).name
+        wait_for(lambda: sorted(one["status"].get("phase") for one in pilot.pods(name)) == ["Pending", "Running"])
+        pilot.live_round(601)
+        rounds_until(pilot, lambda: pilot.attempts(run_id)[0].ended_s is not None)
+        first = pilot.attempts(run_id)[0]
+        assert (first.state, first.end_class) == ("failed", "never_started")
+        assert "Insufficient amd.com/gpu" in first.end["message"] or "Unschedulable" in first.end["message"]
+        wait_for(lambda: all(one["status"]["phase"] in ("Failed", "Succeeded") for one in pilot.pods(name)))
+    finally:
+        admin.delete(f"/api/v1/namespaces/{space}")
+        for name in pilot.names[1:]:
+            admin.delete(f"/api/v1/namespaces/{space}/pods/{name}")
+    second_starts = rounds_until
+    second_starts(pilot, lambda: len(pilot.attempts(run_id)) == 2 and len(pilot.last(run_id).nodes) == 2, 5.0)
+
+
+def test_a_cordon_that_somebody_set_before_ours_outlives_it(pilot: KubePilot) -> None:
+    run_id = training(pilot)
+    node = pilot.last(run_id).nodes[1]
+    patch = {"spec": {"unschedulable": True}}
+    pilot.world.admin.patch(f"/api/v1/nodes/{node}", patch, kind="merge", manager="kubectl-cordon")
+    pilot.hit(node)
+    second_trains(pilot, run_id)
+
+    def taints() -> list[str]:
+        return [one["key"] for one in pilot.world.node(node)["spec"].get("taints") or ()]  # type: ignore[attr-defined]  # the API's shape
+
+    rounds_until(pilot, lambda: TAINT in taints())
+    with pilot.store.read() as session:
+        number = incidents.listed(session)[0].number
+    incident_service.resolve(pilot.store, number, actor="ada", reason="mended", now=pilot.clock.now())
+    with pilot.store.write() as session:
+        people.give_back(session, node, actor="ada", reason="mended", now=pilot.clock.now(), force=True)
+    rounds_until(pilot, lambda: TAINT not in taints())
+    assert pilot.world.node(node)["spec"]["unschedulable"] is True, "not ours to lift"  # type: ignore[index]  # as above
+    only(pilot, [])
+
+
+def test_a_dead_node_holds_up_nobody_and_what_it_still_writes_is_refused(pilot: KubePilot) -> None:
+    only(pilot, MORTAL[:2])
+    run_id = training(pilot)
+    first = pilot.last(run_id)
+    assert set(first.nodes) == set(MORTAL[:2])
+    only(pilot, [])
+    dead = first.nodes[1]
+    pilot.world.cluster.signal("kwok-mortal", signal.SIGSTOP)
+    try:
+        pilot.hit(dead, rule="gpu-lost", action="restart")
+        deadline = time.monotonic() + 120
+        while len(pilot.attempts(run_id)) < 2 or len(pilot.last(run_id).nodes) < 2:
+            assert time.monotonic() < deadline, pilot.attempts(run_id)[0].state
+            pilot.live_round(1.0)
+            time.sleep(0.2)
+        second = pilot.last(run_id)
+        stuck = [one for one in pilot.pods(first.name) if "deletionTimestamp" in one["metadata"]]
+        assert {one["spec"]["nodeName"] for one in stuck} >= {dead}, "its pod is still there, Terminating"
+        assert dead not in second.nodes and second.epoch > first.epoch
+        assert pilot.attempts(run_id)[0].state in ("abandoned", "superseded")
+        pilot.save(run_id, 30, no=1)
+        for _ in range(40):
+            pilot.live_round(1.0)
+        late = [one for one in pilot.checkpoints(run_id) if one.step == 30]
+        assert all(one.state != "validated" for one in late), "a checkpoint of an attempt that was given up"
+    finally:
+        pilot.world.cluster.signal("kwok-mortal", signal.SIGCONT)
+
+
+def test_a_storm_of_alerts_takes_two_nodes_and_pages_and_restarts_a_run_once(pilot: KubePilot) -> None:
+    run_id = training(pilot)
+    used = pilot.last(run_id).nodes
+    idle = [name for name in pilot.names if name not in used]
+    for name in [used[0], *idle[:7]]:  # half of the fleet
+        pilot.hit(name)
+
+    def look() -> None:
+        pilot.live_round(1.0)
+        quarantine.take_out_once(pilot.store, BOOK, 0.05, pilot.epoch, pilot.clock.now())
+        incident_service.check_once(pilot.store, pilot.watch, pilot.epoch, pilot.clock.now())
+
+    for _ in range(10):
+        look()
+    second_trains(pilot, run_id)
+    for _ in range(20):
+        look()
+    cordoned = [name for name in pilot.names if pilot.world.node(name)["spec"].get("unschedulable")]  # type: ignore[attr-defined]  # as above
+    assert len(cordoned) == 2 and used[0] in cordoned
+    assert len(pilot.attempts(run_id)) == 2 and not set(pilot.last(run_id).nodes) & {used[0], *idle[:7]}
+    with pilot.store.read() as session:
+        rules = {one.rule: one.severity for one in incidents.listed(session, ("open", "acked"))}
+    assert rules["quarantine-held"] == "critical"
+    assert len(pilot.world.admin.get(JOBS)["items"]) == 2
