@@ -11,6 +11,7 @@ from controlplane.backends.kube.api import KubeApi
 from controlplane.store.engine import Store
 from tests.kube.chaos import KubePilot, Points, wait_for
 from tests.kube.conftest import World
+from tests.runs.history import wrongs
 
 SHARDS = 4
 
@@ -79,6 +80,7 @@ def check(pilot: KubePilot, run_id: str) -> None:
     assert (decision.state, decision.action) == ("verified", "restart_exclude"), where
     node = pilot.world.node(faulty)
     assert node["spec"]["unschedulable"] is True, where  # type: ignore[index]  # the API's shape
+    assert wrongs(pilot.store) == [], where
 
 
 def survive(world: World, api: KubeApi, fresh: Path, folder: Path, fatal: int) -> Points:

@@ -22,6 +22,7 @@ from controlplane.store import incidents
 from controlplane.store.engine import Store
 from tests.kube.chaos import JOBS, PODS, KubePilot, wait_for
 from tests.kube.conftest import NAMESPACE, World
+from tests.runs.history import wrongs
 from tests.runs.piloting import BOOK
 
 MORTAL = [f"node-{index:03d}" for index in range(12, 16)]
@@ -33,6 +34,7 @@ def pilot(world: World, controller_api: KubeApi, sqlite_store: Store, tmp_path: 
     found = KubePilot(world, controller_api, sqlite_store, tmp_path)
     yield found
     found.close()
+    assert wrongs(sqlite_store) == []
 
 
 def rounds_until(pilot: KubePilot, question: Callable[[], object], seconds: float = 1.0) -> None:

@@ -30,6 +30,7 @@ from controlplane.services.runs import RunRefused
 from controlplane.store import incidents, nodes
 from controlplane.store.engine import Store
 from controlplane.store.tables import Attempt, Checkpoint
+from tests.runs.history import wrongs
 from tests.runs.piloting import Pilot
 
 RESTARTS = 2
@@ -70,8 +71,10 @@ class Life(RuleBasedStateMachine):
         self.seen: set[int] = set()
 
     def teardown(self) -> None:
+        found = wrongs(self.store)
         self.store.close()
         shutil.rmtree(self.folder)
+        assert not found
 
     @initialize(mode=st.sampled_from(["act", "act", "act", "advise"]), level=st.sampled_from([2, 2, 1, 0]))
     def submit(self, mode: str, level: int) -> None:
@@ -133,6 +136,24 @@ class Life(RuleBasedStateMachine):
         state = "succeeded" if how in ("done", "finished") else "failed"
         told = {0: {"class": how, "message": how, "fingerprint": how, "at_s": 1.0}} if how != "killed" else None
         self.pilot.backend.end(found.plan.name, state, told)  # type: ignore[arg-type]  # one of its words
+
+    @precondition(runs)
+    @rule(how=st.sampled_from(["error", "killed"]), times=st.sampled_from([3, 8]))
+    def it_fails_time_and_again(self, how: str, times: int) -> None:
+        """Each time a few steps further on, from a checkpoint: nothing but the budgets can end it."""
+        for _ in range(times):
+            if not self.runs():
+                return
+            self.ranks_start()
+            self.ranks_train(2, False)
+            self.pilot.round(1.1)
+            if self.runs():
+                self.a_checkpoint_is_written(0.0, True)
+                self.pilot.round(1.1)
+            if self.runs():
+                self.the_attempt_ends(how)
+            for _ in range(3):
+                self.pilot.round(100.0)
 
     @precondition(runs)
     @rule()
