@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +140,26 @@ class KubePilot(Pilot):
         """Every pod of an attempt returns a code."""
         for pod in self.pods(attempt):
             self.world.end_pod(pod["metadata"]["name"], code, DONE if code == 0 else BOOM)
+
+
+def tell(pilot: KubePilot, run_id: str, done: str, must: str, *, plays: int = 1) -> None:
+    """A row of docs/chaos.md, from what is there now, where `make chaos` asks for it."""
+    file = os.environ.get("TRIMTAB_CHAOS_ROWS")
+    if not file:
+        return
+    cordoned = [name for name in pilot.names if pilot.world.node(name)["spec"].get("unschedulable")]  # type: ignore[attr-defined]  # the API's shape
+    row = {
+        "test": os.environ.get("PYTEST_CURRENT_TEST", ""),
+        "done": done,
+        "must": must,
+        "attempts": ", ".join(f"{one.no} {one.state}" for one in pilot.attempts(run_id)),
+        "jobs": len(pilot.jobs()),
+        "restarts": len(pilot.attempts(run_id)) - 1,
+        "cordoned": len(cordoned),
+        "plays": plays,
+    }
+    with Path(file).open("a") as rows:
+        rows.write(json.dumps(row) + "\n")
 
 
 def wait_for(question: Callable[[], object], seconds: float = PATIENCE_S) -> None:

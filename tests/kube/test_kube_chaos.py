@@ -9,11 +9,13 @@ import pytest
 
 from controlplane.backends.kube.api import KubeApi
 from controlplane.store.engine import Store
-from tests.kube.chaos import KubePilot, Points, wait_for
+from tests.kube.chaos import KubePilot, Points, tell, wait_for
 from tests.kube.conftest import World
 from tests.runs.history import wrongs
 
 SHARDS = 4
+KILLED = "the controller dies before or after a commit or a call that changes the cluster, once at each of them"
+GOES_ON = "its successor makes each Job once, leaves the faulty node out, resumes at the step after the checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,10 @@ def survive(world: World, api: KubeApi, fresh: Path, folder: Path, fatal: int) -
     store = Store(f"sqlite:///{folder / 'store.db'}", synchronous="OFF")  # the process dies, not the machine
     pilot = KubePilot(world, api, store, folder, Points(fatal))
     try:
-        check(pilot, play(pilot))
+        run_id = play(pilot)
+        check(pilot, run_id)
+        if fatal:
+            tell(pilot, run_id, KILLED, GOES_ON)
     finally:
         pilot.close()
         store.close()
