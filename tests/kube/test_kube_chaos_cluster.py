@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.backends.base import BackendUnavailable
 from controlplane.backends.kube.api import KubeApi
 from controlplane.backends.kube.nodes import TAINT
 from controlplane.services import incidents as incident_service
@@ -70,12 +71,16 @@ def second_trains(pilot: KubePilot, run_id: str) -> None:
     assert len(pilot.live(run_id)) == 1
 
 
+def cordon(pilot: KubePilot, name: str, value: bool | None) -> None:
+    """What `kubectl cordon` sends, and with None `uncordon`."""
+    patch = {"spec": {"unschedulable": value}}
+    pilot.world.admin.patch(f"/api/v1/nodes/{name}", patch, kind="merge", manager="kubectl-cordon")
+
+
 def only(pilot: KubePilot, allowed: list[str]) -> None:
     """Somebody cordons every node but these; [] uncordons all."""
     for name in pilot.names:
-        value = True if allowed and name not in allowed else None
-        patch = {"spec": {"unschedulable": value}}
-        pilot.world.admin.patch(f"/api/v1/nodes/{name}", patch, kind="merge", manager="kubectl-cordon")
+        cordon(pilot, name, True if allowed and name not in allowed else None)
 
 
 def test_an_evicted_pod_is_nobodys_failure(pilot: KubePilot) -> None:
@@ -129,11 +134,12 @@ def test_half_a_gang_is_deleted_at_its_deadline_and_the_missing_part_is_named(pi
     tell(pilot, run_id, "half a gang starts: others hold the GPUs", must)
 
 
-def test_a_cordon_that_somebody_set_before_ours_outlives_it(pilot: KubePilot) -> None:
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_cordon_that_somebody_else_set_outlives_ours(pilot: KubePilot, when: str) -> None:
     run_id = training(pilot)
     node = pilot.last(run_id).nodes[1]
-    patch = {"spec": {"unschedulable": True}}
-    pilot.world.admin.patch(f"/api/v1/nodes/{node}", patch, kind="merge", manager="kubectl-cordon")
+    if when == "before":
+        cordon(pilot, node, True)
     pilot.hit(node)
     second_trains(pilot, run_id)
 
@@ -141,20 +147,47 @@ def test_a_cordon_that_somebody_set_before_ours_outlives_it(pilot: KubePilot) ->
         return [one["key"] for one in pilot.world.node(node)["spec"].get("taints") or ()]  # type: ignore[attr-defined]  # the API's shape
 
     rounds_until(pilot, lambda: TAINT in taints())
+    if when == "during":
+        cordon(pilot, node, None)
+        cordon(pilot, node, True)
     with pilot.store.read() as session:
         number = incidents.listed(session)[0].number
     incident_service.resolve(pilot.store, number, actor="ada", reason="mended", now=pilot.clock.now())
     with pilot.store.write() as session:
         people.give_back(session, node, actor="ada", reason="mended", now=pilot.clock.now(), force=True)
     rounds_until(pilot, lambda: TAINT not in taints())
+    if when == "after":
+        assert "unschedulable" not in pilot.world.node(node)["spec"], "ours is lifted"  # type: ignore[operator]  # as above
+        cordon(pilot, node, True)
+        for _ in range(5):
+            pilot.live_round()
     assert pilot.world.node(node)["spec"]["unschedulable"] is True, "not ours to lift"  # type: ignore[index]  # as above
     tell(
         pilot,
         run_id,
-        "a person had cordoned the faulty node before",
+        f"a person cordons the faulty node {when} our quarantine",
         "our taint goes with our quarantine, theirs stays",
     )
     only(pilot, [])
+
+
+def test_a_job_that_was_made_but_whose_answer_was_lost_is_adopted(pilot: KubePilot) -> None:
+    lost: list[str] = []
+    passed_on = pilot.api.after_call
+
+    def lose(call: str) -> None:
+        passed_on(call)
+        if call == f"POST {JOBS}" and len(lost) < 1:
+            lost.append(call)
+            raise BackendUnavailable(f"{call}: the answer broke off")
+
+    pilot.api.after_call = lose
+    run_id = training(pilot)
+    assert len(lost) == 1, "the server made the Job; the controller never heard of it"
+    (attempt,), (job,) = pilot.attempts(run_id), pilot.jobs()
+    assert attempt.backend_uid == job["metadata"]["uid"] and not job["spec"]["suspend"]
+    assert pilot.decisions(run_id) == []
+    tell(pilot, run_id, "the answer to an accepted POST of a Job is lost", "the same Job is adopted; no second one")
 
 
 def test_a_dead_node_holds_up_nobody_and_what_it_still_writes_is_refused(pilot: KubePilot) -> None:
