@@ -7,6 +7,7 @@ with the same question: is there one live attempt, on nodes that may be used, fr
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,6 +189,57 @@ def test_a_job_that_was_made_but_whose_answer_was_lost_is_adopted(pilot: KubePil
     assert attempt.backend_uid == job["metadata"]["uid"] and not job["spec"]["suspend"]
     assert pilot.decisions(run_id) == []
     tell(pilot, run_id, "the answer to an accepted POST of a Job is lost", "the same Job is adopted; no second one")
+
+
+def test_an_api_server_that_is_away_and_flaps_moves_nobody(pilot: KubePilot) -> None:
+    run_id = training(pilot, steps=1000)
+    away, passed_on, step = threading.Event(), pilot.api.before_call, 12
+
+    def refuse(call: str) -> None:
+        if away.is_set():
+            raise BackendUnavailable(f"{call}: the API server does not answer")
+        passed_on(call)
+
+    def ten_seconds() -> None:
+        nonlocal step
+        step += 5
+        pilot.kube_clock.ahead_s += 10
+        pilot.beat(run_id, 1, step)  # trainers report to us, not to the API server
+        pilot.live_round(10.0)
+        quarantine.take_out_once(pilot.store, BOOK, 0.05, pilot.epoch, pilot.clock.now())
+        incident_service.check_once(pilot.store, pilot.watch, pilot.epoch, pilot.clock.now())
+
+    def nothing_happened() -> None:
+        (attempt,) = pilot.attempts(run_id)
+        assert attempt.ended_s is None and pilot.decisions(run_id) == []
+        assert not [name for name in pilot.names if pilot.node(name).cordoned]
+
+    pilot.api.before_call = refuse
+    pilot.world.cluster.signal("kube-apiserver", signal.SIGSTOP)  # the streams fall silent, and new calls are refused
+    away.set()
+    try:
+        for _ in range(90):
+            ten_seconds()
+            nothing_happened()
+        assert pilot.kube.pods.age_s > 900, "nobody could look"
+    finally:
+        pilot.world.cluster.signal("kube-apiserver", signal.SIGCONT)
+        away.clear()
+    for index in range(20):
+        (away.clear if index % 2 else away.set)()
+        ten_seconds()
+        nothing_happened()
+    for path in (f"{JOBS}/{pilot.last(run_id).name}", f"/api/v1/nodes/{pilot.names[0]}", pod_path(pilot, run_id)):
+        note = {"metadata": {"annotations": {"example.com/seen": "again"}}}
+        pilot.world.admin.patch(path, note, kind="merge")
+    rounds_until(pilot, lambda: max(pilot.kube.jobs.age_s, pilot.kube.pods.age_s, pilot.kube.nodes.age_s) < 30)
+    nothing_happened()
+    assert pilot.last(run_id).state == "training"
+    tell(pilot, run_id, "the API server is away for 15 minutes, then flaps", "nothing: no restart, no cordon")
+
+
+def pod_path(pilot: KubePilot, run_id: str) -> str:
+    return f"{PODS}/{pilot.pods(pilot.last(run_id).name)[0]['metadata']['name']}"
 
 
 def test_a_dead_node_holds_up_nobody_and_what_it_still_writes_is_refused(pilot: KubePilot) -> None:
