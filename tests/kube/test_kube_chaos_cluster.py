@@ -20,7 +20,7 @@ from controlplane.backends.kube.nodes import TAINT
 from controlplane.services import incidents as incident_service
 from controlplane.services import nodes as people
 from controlplane.services import quarantine
-from controlplane.store import incidents
+from controlplane.store import incidents, leases
 from controlplane.store.engine import Store
 from tests.kube.chaos import JOBS, PODS, KubePilot, tell, wait_for
 from tests.kube.conftest import NAMESPACE, World
@@ -189,6 +189,39 @@ def test_a_job_that_was_made_but_whose_answer_was_lost_is_adopted(pilot: KubePil
     assert attempt.backend_uid == job["metadata"]["uid"] and not job["spec"]["suspend"]
     assert pilot.decisions(run_id) == []
     tell(pilot, run_id, "the answer to an accepted POST of a Job is lost", "the same Job is adopted; no second one")
+
+
+def test_a_controller_that_was_stopped_past_its_lease_finds_itself_replaced(pilot: KubePilot) -> None:
+    stopped: list[str] = []
+    old, old_epoch, passed_on = pilot.controller, pilot.epoch, pilot.api.before_call
+
+    def stop(call: str) -> None:
+        if call == f"POST {JOBS}" and not stopped:
+            stopped.append(call)
+            pilot.clock.advance(30)
+            pilot.lead("b")
+            pilot.live_round()  # the other one makes the Job; then the first goes on where it stood
+        passed_on(call)
+
+    pilot.api.before_call = stop
+    run_id = pilot.submit()
+    with pytest.raises(leases.LeaseLost):
+        rounds_until(pilot, lambda: False)
+    assert len(stopped) == 1 and pilot.epoch > old_epoch
+    rounds_until(pilot, lambda: len(pilot.last(run_id).nodes) == 2)
+    (first,), (job,) = pilot.attempts(run_id), pilot.jobs()
+    assert first.backend_uid == job["metadata"]["uid"]
+    wait_for(lambda: pilot.running(first.name))
+    pilot.beat(run_id, 1, 12)
+    pilot.save(run_id, 10, at=-30)
+    rounds_until(pilot, lambda: pilot.last(run_id).state == "training" and pilot.checkpoints(run_id))
+    pilot.hit(first.nodes[1])
+    with pytest.raises(leases.LeaseLost):
+        old.reconcile_once(old_epoch, pilot.clock.now())
+    assert pilot.decisions(run_id) == [], "it saw the fault and may not decide"
+    second_trains(pilot, run_id)
+    must = "the other makes each Job, once; what the first had begun changes nothing"
+    tell(pilot, run_id, "two controllers: one is stopped past its lease inside a POST, and goes on", must)
 
 
 def test_an_api_server_that_is_away_and_flaps_moves_nobody(pilot: KubePilot) -> None:
