@@ -67,12 +67,25 @@ class MortalStore:
         self._points.reach("after a commit")
 
 
+class Shifted(SystemClock):
+    """The cluster's clock, as the backend reads it: a test may let it go ahead."""
+
+    ahead_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead_s
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_s
+
+
 class KubePilot(Pilot):
     """A pilot on the real cluster. Its clock is the test's; the cluster's is its own."""
 
     def __init__(self, world: World, api: KubeApi, store: Store, folder: Path, points: Points | None = None) -> None:
         self.world, self.api, self.points = world, api, points or Points()
-        self.kube = KubeBackend(api, OPTIONS, SystemClock(), marks_nodes=True)
+        self.kube_clock = Shifted()
+        self.kube = KubeBackend(api, OPTIONS, self.kube_clock, marks_nodes=True)
         self.kube.start()
         api.before_call = lambda call: self._reach("before", call)
         api.after_call = lambda call: self._reach("after", call)

@@ -7,18 +7,20 @@ with the same question: is there one live attempt, on nodes that may be used, fr
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from controlplane.backends.base import BackendUnavailable
 from controlplane.backends.kube.api import KubeApi
 from controlplane.backends.kube.nodes import TAINT
 from controlplane.services import incidents as incident_service
 from controlplane.services import nodes as people
 from controlplane.services import quarantine
-from controlplane.store import incidents
+from controlplane.store import incidents, leases
 from controlplane.store.engine import Store
 from tests.kube.chaos import JOBS, PODS, KubePilot, tell, wait_for
 from tests.kube.conftest import NAMESPACE, World
@@ -70,12 +72,16 @@ def second_trains(pilot: KubePilot, run_id: str) -> None:
     assert len(pilot.live(run_id)) == 1
 
 
+def cordon(pilot: KubePilot, name: str, value: bool | None) -> None:
+    """What `kubectl cordon` sends, and with None `uncordon`."""
+    patch = {"spec": {"unschedulable": value}}
+    pilot.world.admin.patch(f"/api/v1/nodes/{name}", patch, kind="merge", manager="kubectl-cordon")
+
+
 def only(pilot: KubePilot, allowed: list[str]) -> None:
     """Somebody cordons every node but these; [] uncordons all."""
     for name in pilot.names:
-        value = True if allowed and name not in allowed else None
-        patch = {"spec": {"unschedulable": value}}
-        pilot.world.admin.patch(f"/api/v1/nodes/{name}", patch, kind="merge", manager="kubectl-cordon")
+        cordon(pilot, name, True if allowed and name not in allowed else None)
 
 
 def test_an_evicted_pod_is_nobodys_failure(pilot: KubePilot) -> None:
@@ -129,11 +135,12 @@ def test_half_a_gang_is_deleted_at_its_deadline_and_the_missing_part_is_named(pi
     tell(pilot, run_id, "half a gang starts: others hold the GPUs", must)
 
 
-def test_a_cordon_that_somebody_set_before_ours_outlives_it(pilot: KubePilot) -> None:
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_cordon_that_somebody_else_set_outlives_ours(pilot: KubePilot, when: str) -> None:
     run_id = training(pilot)
     node = pilot.last(run_id).nodes[1]
-    patch = {"spec": {"unschedulable": True}}
-    pilot.world.admin.patch(f"/api/v1/nodes/{node}", patch, kind="merge", manager="kubectl-cordon")
+    if when == "before":
+        cordon(pilot, node, True)
     pilot.hit(node)
     second_trains(pilot, run_id)
 
@@ -141,20 +148,131 @@ def test_a_cordon_that_somebody_set_before_ours_outlives_it(pilot: KubePilot) ->
         return [one["key"] for one in pilot.world.node(node)["spec"].get("taints") or ()]  # type: ignore[attr-defined]  # the API's shape
 
     rounds_until(pilot, lambda: TAINT in taints())
+    if when == "during":
+        cordon(pilot, node, None)
+        cordon(pilot, node, True)
     with pilot.store.read() as session:
         number = incidents.listed(session)[0].number
     incident_service.resolve(pilot.store, number, actor="ada", reason="mended", now=pilot.clock.now())
     with pilot.store.write() as session:
         people.give_back(session, node, actor="ada", reason="mended", now=pilot.clock.now(), force=True)
     rounds_until(pilot, lambda: TAINT not in taints())
+    if when == "after":
+        assert "unschedulable" not in pilot.world.node(node)["spec"], "ours is lifted"  # type: ignore[operator]  # as above
+        cordon(pilot, node, True)
+        for _ in range(5):
+            pilot.live_round()
     assert pilot.world.node(node)["spec"]["unschedulable"] is True, "not ours to lift"  # type: ignore[index]  # as above
     tell(
         pilot,
         run_id,
-        "a person had cordoned the faulty node before",
+        f"a person cordons the faulty node {when} our quarantine",
         "our taint goes with our quarantine, theirs stays",
     )
     only(pilot, [])
+
+
+def test_a_job_that_was_made_but_whose_answer_was_lost_is_adopted(pilot: KubePilot) -> None:
+    lost: list[str] = []
+    passed_on = pilot.api.after_call
+
+    def lose(call: str) -> None:
+        passed_on(call)
+        if call == f"POST {JOBS}" and len(lost) < 1:
+            lost.append(call)
+            raise BackendUnavailable(f"{call}: the answer broke off")
+
+    pilot.api.after_call = lose
+    run_id = training(pilot)
+    assert len(lost) == 1, "the server made the Job; the controller never heard of it"
+    (attempt,), (job,) = pilot.attempts(run_id), pilot.jobs()
+    assert attempt.backend_uid == job["metadata"]["uid"] and not job["spec"]["suspend"]
+    assert pilot.decisions(run_id) == []
+    tell(pilot, run_id, "the answer to an accepted POST of a Job is lost", "the same Job is adopted; no second one")
+
+
+def test_a_controller_that_was_stopped_past_its_lease_finds_itself_replaced(pilot: KubePilot) -> None:
+    stopped: list[str] = []
+    old, old_epoch, passed_on = pilot.controller, pilot.epoch, pilot.api.before_call
+
+    def stop(call: str) -> None:
+        if call == f"POST {JOBS}" and not stopped:
+            stopped.append(call)
+            pilot.clock.advance(30)
+            pilot.lead("b")
+            pilot.live_round()  # the other one makes the Job; then the first goes on where it stood
+        passed_on(call)
+
+    pilot.api.before_call = stop
+    run_id = pilot.submit()
+    with pytest.raises(leases.LeaseLost):
+        rounds_until(pilot, lambda: False)
+    assert len(stopped) == 1 and pilot.epoch > old_epoch
+    rounds_until(pilot, lambda: len(pilot.last(run_id).nodes) == 2)
+    (first,), (job,) = pilot.attempts(run_id), pilot.jobs()
+    assert first.backend_uid == job["metadata"]["uid"]
+    wait_for(lambda: pilot.running(first.name))
+    pilot.beat(run_id, 1, 12)
+    pilot.save(run_id, 10, at=-30)
+    rounds_until(pilot, lambda: pilot.last(run_id).state == "training" and pilot.checkpoints(run_id))
+    pilot.hit(first.nodes[1])
+    with pytest.raises(leases.LeaseLost):
+        old.reconcile_once(old_epoch, pilot.clock.now())
+    assert pilot.decisions(run_id) == [], "it saw the fault and may not decide"
+    second_trains(pilot, run_id)
+    must = "the other makes each Job, once; what the first had begun changes nothing"
+    tell(pilot, run_id, "two controllers: one is stopped past its lease inside a POST, and goes on", must)
+
+
+def test_an_api_server_that_is_away_and_flaps_moves_nobody(pilot: KubePilot) -> None:
+    run_id = training(pilot, steps=1000)
+    away, passed_on, step = threading.Event(), pilot.api.before_call, 12
+
+    def refuse(call: str) -> None:
+        if away.is_set():
+            raise BackendUnavailable(f"{call}: the API server does not answer")
+        passed_on(call)
+
+    def ten_seconds() -> None:
+        nonlocal step
+        step += 5
+        pilot.kube_clock.ahead_s += 10
+        pilot.beat(run_id, 1, step)  # trainers report to us, not to the API server
+        pilot.live_round(10.0)
+        quarantine.take_out_once(pilot.store, BOOK, 0.05, pilot.epoch, pilot.clock.now())
+        incident_service.check_once(pilot.store, pilot.watch, pilot.epoch, pilot.clock.now())
+
+    def nothing_happened() -> None:
+        (attempt,) = pilot.attempts(run_id)
+        assert attempt.ended_s is None and pilot.decisions(run_id) == []
+        assert not [name for name in pilot.names if pilot.node(name).cordoned]
+
+    pilot.api.before_call = refuse
+    pilot.world.cluster.signal("kube-apiserver", signal.SIGSTOP)  # the streams fall silent, and new calls are refused
+    away.set()
+    try:
+        for _ in range(90):
+            ten_seconds()
+            nothing_happened()
+        assert pilot.kube.pods.age_s > 900, "nobody could look"
+    finally:
+        pilot.world.cluster.signal("kube-apiserver", signal.SIGCONT)
+        away.clear()
+    for index in range(20):
+        (away.clear if index % 2 else away.set)()
+        ten_seconds()
+        nothing_happened()
+    for path in (f"{JOBS}/{pilot.last(run_id).name}", f"/api/v1/nodes/{pilot.names[0]}", pod_path(pilot, run_id)):
+        note = {"metadata": {"annotations": {"example.com/seen": "again"}}}
+        pilot.world.admin.patch(path, note, kind="merge")
+    rounds_until(pilot, lambda: max(pilot.kube.jobs.age_s, pilot.kube.pods.age_s, pilot.kube.nodes.age_s) < 30)
+    nothing_happened()
+    assert pilot.last(run_id).state == "training"
+    tell(pilot, run_id, "the API server is away for 15 minutes, then flaps", "nothing: no restart, no cordon")
+
+
+def pod_path(pilot: KubePilot, run_id: str) -> str:
+    return f"{PODS}/{pilot.pods(pilot.last(run_id).name)[0]['metadata']['name']}"
 
 
 def test_a_dead_node_holds_up_nobody_and_what_it_still_writes_is_refused(pilot: KubePilot) -> None:

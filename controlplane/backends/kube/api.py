@@ -236,7 +236,7 @@ class KubeApi:
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """The response of a call that was answered with success; the connection goes back to the pool afterwards."""
         call = f"{method} {path}"
-        self._bucket.take()
+        begun = self._bucket.take()
         if method != "GET" and changes and not self._may_write():
             raise LeaseTooOld(f"{call} was not sent: the lease may have run out")
         self.before_call(call)
@@ -255,6 +255,8 @@ class KubeApi:
             raise BackendUnavailable(f"{call}: the API server does not answer: {error}") from error
         try:
             self._count(method, str(response.status))
+            if response.status != 429 and response.status < 500:
+                self._bucket.answered(begun)
             if response.status >= 300:
                 raise self._refused(call, response)
             yield response
