@@ -18,7 +18,7 @@ simulated nodes, and what it saw in the run that wrote this page: `make chaos`. 
 must hold does not; after each, a checker reads the whole history of the run (`tests/runs/history.py`): one live attempt
 at a time, nothing after its end, no budget exceeded, a reason and evidence for every decision.
 
-What is played, not real: kubelets and trainers; time, as far as the policy counts it; the second controller, which is in
+What is played, not real: kubelets and trainers; time, where the policy counts it; the second controller, which is in
 the same process while the first is held inside of its POST; and of an API server that is away, the refusal of new calls
 (its streams are silenced by SIGSTOP). A storm of 500s and a silent watch have tests of their own, with the client alone
 (`tests/kube/test_kube_bucket.py`, `test_kube_reflector.py`).
