@@ -110,7 +110,7 @@ def _budgets(run: Run, attempts: Sequence[Attempt], decisions: dict[str, Decisio
 
 
 def _evidence(decisions: Sequence[Decision], attempts: Sequence[Attempt]) -> Iterator[str]:
-    """Every decision says why and on which evidence; what nobody may do was not done; only one at a time is open."""
+    """Every decision says why and on which evidence; what was only advised was not done; no excluded node is used."""
     for one in decisions:
         if not (one.evidence and one.reason and one.rule and one.policy_version):
             yield f"decision {one.id} has no reason or no evidence"

@@ -76,6 +76,12 @@ def copies(end_class: str, count: int) -> Any:
     return spoil
 
 
+def late_checkpoint(session: Session) -> None:
+    """The first attempt was given up, and what it saved afterwards is held to be good."""
+    session.execute(update(Attempt).where(Attempt.no == 1).values(state="abandoned"))
+    session.execute(update(Checkpoint).where(Checkpoint.step == 10).values(state="validated", state_at_s=4e9))
+
+
 SPOILT: dict[str, tuple[Any, str]] = {
     "a gap in the numbers": (change(Attempt, {"no": 2}, no=3), "attempt 3 stands in place 2"),
     "an epoch that does not grow": (change(Attempt, {"no": 2}, epoch=1), "epoch 1 does not follow 1"),
@@ -84,6 +90,11 @@ SPOILT: dict[str, tuple[Any, str]] = {
     "an end without a time": (change(Attempt, {"no": 2}, ended_s=None), "has no time of its end"),
     "a time without an end": (change(Attempt, {"no": 2}, state="training"), "has a time of its end"),
     "a state after the end": (again("training", "superseded"), "training after its end"),
+    "an end that no table allows": (
+        change(Event, {"kind": "attempt_superseded"}, kind="attempt_planned"),
+        "cannot come",
+    ),
+    "a late checkpoint of who was given up": (late_checkpoint, "was written after that was given up, and is valid"),
     "the cluster's failures without end": (copies("killed", INFRASTRUCTURE_PER_HOUR), "for the machines' sake"),
     "the run's own failures without end": (copies("error", 9), "failures of its own with a budget of 8"),
     "more ends than any hour may have": (copies("saved", 25), "ends within an hour"),
