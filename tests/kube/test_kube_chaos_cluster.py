@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from controlplane.services import nodes as people
 from controlplane.services import quarantine
 from controlplane.store import incidents, leases
 from controlplane.store.engine import Store
-from tests.kube.chaos import JOBS, PODS, KubePilot, tell, wait_for
+from tests.kube.chaos import JOBS, PATIENCE_S, PODS, KubePilot, tell, wait_for
 from tests.kube.conftest import NAMESPACE, World
 from tests.runs.history import wrongs
 from tests.runs.piloting import BOOK
@@ -35,18 +34,21 @@ pytestmark = pytest.mark.timeout(180)
 def pilot(world: World, controller_api: KubeApi, sqlite_store: Store, tmp_path: Path) -> Iterator[KubePilot]:
     found = KubePilot(world, controller_api, sqlite_store, tmp_path)
     yield found
+    only(found, [])
     found.close()
     assert wrongs(sqlite_store) == []
 
 
-def rounds_until(pilot: KubePilot, question: Callable[[], object], seconds: float = 1.0) -> None:
+def rounds_until(
+    pilot: KubePilot, question: Callable[[], object], seconds: float = 1.0, patience_s: float = PATIENCE_S
+) -> None:
     """Rounds of the controller, each `seconds` of its time, until it is so."""
 
     def asked() -> object:
         pilot.live_round(seconds)
         return question()
 
-    wait_for(asked)
+    wait_for(asked, patience_s)
 
 
 def training(pilot: KubePilot, **policy: object) -> str:
@@ -169,7 +171,6 @@ def test_a_cordon_that_somebody_else_set_outlives_ours(pilot: KubePilot, when: s
         f"a person cordons the faulty node {when} our quarantine",
         "our taint goes with our quarantine, theirs stays",
     )
-    only(pilot, [])
 
 
 def test_a_job_that_was_made_but_whose_answer_was_lost_is_adopted(pilot: KubePilot) -> None:
@@ -285,11 +286,7 @@ def test_a_dead_node_holds_up_nobody_and_what_it_still_writes_is_refused(pilot: 
     pilot.world.cluster.signal("kwok-mortal", signal.SIGSTOP)
     try:
         pilot.hit(dead, rule="gpu-lost", action="restart")
-        deadline = time.monotonic() + 120
-        while len(pilot.attempts(run_id)) < 2 or len(pilot.last(run_id).nodes) < 2:
-            assert time.monotonic() < deadline, pilot.attempts(run_id)[0].state
-            pilot.live_round(1.0)
-            time.sleep(0.2)
+        rounds_until(pilot, lambda: pilot.last(run_id).no == 2 and len(pilot.last(run_id).nodes) == 2, patience_s=120)
         second = pilot.last(run_id)
         stuck = [one for one in pilot.pods(first.name) if "deletionTimestamp" in one["metadata"]]
         assert {one["spec"]["nodeName"] for one in stuck} >= {dead}, "its pod is still there, Terminating"
