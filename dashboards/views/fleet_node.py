@@ -66,7 +66,10 @@ def platform_block(one: Row) -> str:
         ("ready", "yes" if one.get("ready") else "no"),
         ("takes pods", "yes" if one.get("schedulable") else f"cordoned {one.get('cordon') or ''}".rstrip()),
         ("kept off by", one.get("others")),
-        ("kubelet's lease", f"{words.age(one['lease_age_s'])} old" if one.get("lease_age_s") is not None else None),
+        (
+            "kubelet's lease",
+            f"{words.age(one['lease_age_s'])} old" if one.get("lease_age_s") is not None else "not known",
+        ),
     ]
     for condition in one.get("conditions") or ():
         wrong = condition["status"] != ("True" if condition["type"] == "Ready" else "False")

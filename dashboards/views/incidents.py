@@ -131,7 +131,12 @@ def _channels() -> None:
         with st.container(horizontal=True, vertical_alignment="center", key=f"channel_{theme.file_name(name)}"):
             st.html(channel_line(row))
             st.button(
-                "Test", key=f"channel_test:{name}", disabled=bool(may), help=may or None, on_click=_test, args=(name,)
+                "Test",
+                key=f"channel_test:{name}",
+                disabled=bool(may),
+                help=may or None,
+                on_click=_test,
+                args=(name, theme.once(f"test_{name}")),
             )
 
 
@@ -145,11 +150,12 @@ def channel_line(row: Row) -> str:
     )
 
 
-def _test(name: str) -> None:
+def _test(name: str, key: str) -> None:
     try:
-        answer = data.post(f"channels/{name}/test", {}, idempotency_key=theme.new_key())
+        answer = data.post(f"channels/{name}/test", {}, idempotency_key=key)
     except data.ApiError as error:
         st.session_state["incident_told"] = f"{theme.plain(name)}: {theme.plain(data.reason(error))}"
         return
+    theme.spent(f"test_{name}")
     failed = f"{name} did not take it: {answer.get('error') or 'no reason given'}"
     st.session_state["incident_told"] = theme.plain(f"{name} took the test message." if answer.get("ok") else failed)

@@ -98,6 +98,7 @@ HEADS = (
     ("tok/s", "tt-num"),
     ("loss", "tt-num"),
     ("attempt", "tt-num"),
+    ("on", "tt-muted"),
     ("by", "tt-muted"),
     ("age", "tt-num tt-muted"),
 )
@@ -124,6 +125,7 @@ def _row(row: Row, now_s: float) -> tuple[str, ...]:
         words.number(row.get("tokens_per_s")),
         words.figure(row.get("loss"), 4),
         words.number(row.get("attempt") or None),
+        escape(str(row.get("backend") or "")),
         escape(str(row.get("created_by") or "")),
         words.age(now_s - float(created) if created else None),
     )

@@ -83,6 +83,18 @@ def test_a_channel_is_tested_and_its_answer_told(api: FakeApi, answer: dict[str,
     page.button(key="channel_test:ops").click().run()
     assert [call.path for call in api.writes()] == ["channels/ops/test"]
     assert [toast.value for toast in page.toast] == [told]
+    page.button(key="channel_test:ops").click().run()
+    first, second = (call.key for call in api.writes())
+    assert first != second, "it answered: the next click is another test"
+
+
+def test_a_test_message_whose_answer_was_lost_is_not_sent_twice(api: FakeApi) -> None:
+    api.answers["GET session"] = {"actor": "a", "role": "admin", "kind": "login"}
+    api.refuse("POST channels/ops/test", 503, "unavailable", "No answer.")
+    page = incidents()
+    for _ in range(2):
+        page.button(key="channel_test:ops").click().run()
+    assert len({call.key for call in api.writes()}) == 1
 
 
 def test_only_an_administrator_tests_channels(api: FakeApi) -> None:

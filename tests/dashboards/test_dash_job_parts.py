@@ -113,6 +113,10 @@ def test_the_table_of_runs_never_shows_zero_for_unknown() -> None:
     assert ">0<" not in markup
 
 
+def test_the_table_says_on_what_each_run_runs() -> None:
+    assert ">kube<" in jobs.run_table([samples.run_row(backend="kube")], samples.NOW)
+
+
 def test_a_hostile_name_stays_text_in_the_table() -> None:
     hostile = samples.HOSTILE
     row = samples.run_row(name=hostile, id=hostile, nodes=[hostile], created_by=hostile, stage=hostile, status=hostile)
