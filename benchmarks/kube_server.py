@@ -257,6 +257,11 @@ class Bench:
         with self.store.read() as session:
             return next((one for one in runs.attempts(session, run_id) if one.no == no), None)
 
+    def newest(self, run_id: str) -> int:
+        """The number of a run's newest attempt; 0 while there is none."""
+        with self.store.read() as session:
+            return max((one.no for one in runs.attempts(session, run_id)), default=0)
+
     def training(self, run_id: str, no: int, size: int) -> list[str]:
         """Waits until an attempt runs whole and trains; its nodes."""
         until(lambda: len(getattr(self.attempt(run_id, no), "nodes", ())) == size, 300, f"attempt {no} is placed")
