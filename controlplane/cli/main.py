@@ -6,6 +6,7 @@ waits for a person), 102 not found, 103 cancelled.
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import os
 import sys
@@ -20,7 +21,7 @@ from controlplane.cli.output import EXIT, Exit, hint
 from controlplane.client import ApiError, Unreachable
 from controlplane.settings import HELP, Settings, SettingsError, load
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Control plane for mixture-of-experts training.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(jobs.app, name="job")
 app.add_typer(fleet.nodes, name="node")
 app.add_typer(cluster.app, name="cluster")
@@ -35,6 +36,21 @@ config = typer.Typer(no_args_is_help=True, help="What is set, and where from.")
 app.add_typer(config, name="config")
 
 Data = Annotated[Path | None, typer.Option(help=HELP["data"])]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"trimtab {importlib.metadata.version('trimtab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def trimtab(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Control plane for mixture-of-experts training."""
 
 
 def serve(**flags: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -34,6 +35,11 @@ def test_what_is_no_job_is_said_in_a_sentence(served: Served, tmp_path: Path, na
     answer = served.run("job", "submit", named)
     assert answer.returncode == 2
     assert answer.stderr.strip().endswith(said) and len(answer.stderr.splitlines()) == 1
+
+
+def test_the_version_is_the_distributions(served: Served) -> None:
+    answer = served.run("--version")
+    assert (answer.returncode, answer.stdout) == (0, f"trimtab {importlib.metadata.version('trimtab')}\n")
 
 
 def test_a_dry_run_has_every_form(served: Served, tmp_path: Path) -> None:
