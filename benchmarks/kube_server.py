@@ -28,6 +28,7 @@ from controlplane.backends.kube.options import KubeOptions
 from controlplane.cli import cluster_access, cluster_nodes, serve
 from controlplane.cli.cluster_parts import Cluster
 from controlplane.clock import SystemClock
+from controlplane.ids import uuid7
 from controlplane.loops import Leadership
 from controlplane.rules import book as rule_book
 from controlplane.services import incidents as incident_service
@@ -132,6 +133,7 @@ class Bench:
                 row = known.get(name)
                 if row is None:
                     row = Node(name=name, facts=facts, simulated=True, first_seen_s=now, state_since_s=now)
+                    row.session_id = uuid7(now)
                     session.add(row)
                 row.last_seen_s = now
 

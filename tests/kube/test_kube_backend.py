@@ -172,6 +172,19 @@ def test_a_stopped_attempt_is_fenced_and_starts_nothing(
     assert not any(member.alive for member in look(backend, plan).members)
 
 
+@pytest.mark.parametrize("mode", ["kill", "terminate"])
+def test_pods_that_outlived_their_job_are_stopped(
+    world: World, backend: KubeBackend, plan: AttemptPlan, mode: str
+) -> None:
+    backend.submit(plan)
+    reaches(backend, plan, "running")
+    world.admin.delete(f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{plan.name}", propagation="Orphan")
+    reaches(backend, plan, "absent")
+    assert not backend.fenced(plan.name)
+    backend.stop(plan.name, mode=mode)  # type: ignore[arg-type]  # one of two words
+    until(lambda: backend.fenced(plan.name))
+
+
 def test_a_deleted_pod_fails_the_gang(world: World, backend: KubeBackend, plan: AttemptPlan) -> None:
     backend.submit(plan)
     reaches(backend, plan, "running")

@@ -65,6 +65,13 @@ def sync(world: World, actuator: NodeActuator, wanted: Quarantine | None) -> lis
     return said
 
 
+def test_a_node_without_a_session_is_marked_once_too(world: World, actuator: NodeActuator) -> None:
+    """The API server leaves an empty value out of what it stores: that is no difference to be mended each round."""
+    unnamed = Quarantine("", OURS.reason)
+    assert sync(world, actuator, unnamed) == [f"{NODE} is cordoned and tainted in the cluster: {OURS.reason}"]
+    assert once(world, actuator, unnamed) == []
+
+
 def test_a_node_is_taken_out_once_and_given_back_whole(world: World, actuator: NodeActuator) -> None:
     assert sync(world, actuator, OURS) == [f"{NODE} is cordoned and tainted in the cluster: {OURS.reason}"]
     assert spec(world)["unschedulable"] is True and keys(world)[TAINT] == OURS.session_id

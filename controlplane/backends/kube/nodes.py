@@ -34,7 +34,7 @@ def patch_for(node: Json, wanted: Quarantine | None) -> list[Json]:
     steps: list[Json] = []
     if wanted is not None:
         mark = {"key": TAINT, "value": wanted.session_id, "effect": "NoSchedule"}
-        if [(one.get("value"), one.get("effect")) for one in ours] != [(mark["value"], mark["effect"])]:
+        if [(_session(one), one.get("effect")) for one in ours] != [(mark["value"], mark["effect"])]:
             steps.append({"op": "add", "path": "/spec/taints", "value": [*others, mark]})
         if not spec.get("unschedulable"):
             steps.append({"op": "add", "path": "/spec/unschedulable", "value": True})
@@ -52,6 +52,11 @@ def patch_for(node: Json, wanted: Quarantine | None) -> list[Json]:
         return []
     test = {"op": "test", "path": "/metadata/resourceVersion", "value": head["resourceVersion"]}
     return [test, *steps]
+
+
+def _session(taint: Mapping[str, Any]) -> str:
+    """The session that a taint of ours names; the API server leaves an empty value out of what it stores."""
+    return str(taint.get("value") or "")
 
 
 def cordoned_by_us(node: Json) -> bool:
@@ -79,7 +84,7 @@ def foreign(node: Mapping[str, Any]) -> str:
 def status_of(name: str, node: Json, lease_age_s: float | None) -> NodeStatus:
     """What the cluster says of a node."""
     spec, status = node.get("spec") or {}, node.get("status") or {}
-    ours = next((str(one.get("value")) for one in spec.get("taints") or () if one.get("key") == TAINT), "")
+    ours = next((_session(one) for one in spec.get("taints") or () if one.get("key") == TAINT), "")
     conditions = tuple(
         {word: str(one.get(word) or "") for word in ("type", "status", "reason", "message", "lastTransitionTime")}
         for one in status.get("conditions") or ()
@@ -137,7 +142,7 @@ class NodeActuator:
 def _differs(copy: Json, wanted: Quarantine | None) -> bool:
     """Whether a copy calls for a closer look."""
     spec = copy.get("spec") or {}
-    values = [one.get("value") for one in spec.get("taints") or () if one.get("key") == TAINT]
+    values = [_session(one) for one in spec.get("taints") or () if one.get("key") == TAINT]
     if wanted is None:
         return bool(values)
     return values != [wanted.session_id] or not spec.get("unschedulable")
