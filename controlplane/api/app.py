@@ -37,6 +37,7 @@ def routed() -> FastAPI:
         return app.openapi()
 
     routes = [(PREFIX, module.router.routes) for module in (routes_runs, routes_fleet, routes_people)]
+    # replacing the method is the way that FastAPI itself offers
     app.openapi = lambda: described.document(app, [*routes, ("", app.routes)], OPEN)  # type: ignore[method-assign]
     return app
 

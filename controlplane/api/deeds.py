@@ -63,7 +63,7 @@ class Deed:
             return _again(before, "")
         try:
             answer = act()
-        except Exception:
+        except Exception:  # whatever it was, the key may be used again; the caller hears of it
             with self.store.write() as session:
                 audit.give_back(session, self.key, self.actor)
             raise

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from controlplane.backends.base import AttemptPlan, BackendUnavailable, Observation, SubmitConflict
+from controlplane.backends.base import AttemptPlan, BackendUnavailable, Observation, StopMode, SubmitConflict
 from controlplane.backends.kube.backend import KubeBackend
 from tests.kube.conftest import NAMESPACE, World, until
 
@@ -160,29 +160,33 @@ def test_a_pod_that_ran_out_of_memory_says_so_although_its_launcher_could_not(
     assert (member.exit_code, member.termination, member.reason) == (137, None, "OOMKilled")
 
 
+def stopped(backend: KubeBackend, plan: AttemptPlan, mode: StopMode) -> None:
+    """Stops an attempt and waits until nothing of it can write."""
+    backend.stop(plan.name, mode=mode)
+    until(lambda: backend.fenced(plan.name))
+
+
 @pytest.mark.parametrize("mode", ["kill", "terminate"])
 def test_a_stopped_attempt_is_fenced_and_starts_nothing(
-    world: World, backend: KubeBackend, plan: AttemptPlan, mode: str
+    world: World, backend: KubeBackend, plan: AttemptPlan, mode: StopMode
 ) -> None:
     backend.submit(plan)
     reaches(backend, plan, "running")
-    backend.stop(plan.name, mode=mode)  # type: ignore[arg-type]  # one of two words
-    until(lambda: backend.fenced(plan.name))
+    stopped(backend, plan, mode)
     assert look(backend, plan).state == "failed"
     assert not any(member.alive for member in look(backend, plan).members)
 
 
 @pytest.mark.parametrize("mode", ["kill", "terminate"])
 def test_pods_that_outlived_their_job_are_stopped(
-    world: World, backend: KubeBackend, plan: AttemptPlan, mode: str
+    world: World, backend: KubeBackend, plan: AttemptPlan, mode: StopMode
 ) -> None:
     backend.submit(plan)
     reaches(backend, plan, "running")
     world.admin.delete(f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{plan.name}", propagation="Orphan")
     reaches(backend, plan, "absent")
     assert not backend.fenced(plan.name)
-    backend.stop(plan.name, mode=mode)  # type: ignore[arg-type]  # one of two words
-    until(lambda: backend.fenced(plan.name))
+    stopped(backend, plan, mode)
 
 
 def test_a_deleted_pod_fails_the_gang(world: World, backend: KubeBackend, plan: AttemptPlan) -> None:

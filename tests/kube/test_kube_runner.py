@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.backends.base import AttemptPlan, Observation
+from controlplane.backends.base import AttemptPlan, Observation, StopMode
 from controlplane.backends.kube.backend import KubeBackend
 from controlplane.cli import cluster_nodes
 from controlplane.cli.cluster_runner import Runner
@@ -101,7 +101,9 @@ def test_a_failing_command_fails_the_gang_with_its_own_words(
 
 
 @pytest.mark.parametrize("mode", ["terminate", "kill"])
-def test_a_stop_lets_it_save_and_a_kill_does_not(world: World, backend: KubeBackend, runner: Runner, mode: str) -> None:
+def test_a_stop_lets_it_save_and_a_kill_does_not(
+    world: World, backend: KubeBackend, runner: Runner, mode: StopMode
+) -> None:
     script = (
         "import signal, sys, time\n"
         "def save(*_):\n"
@@ -114,7 +116,7 @@ def test_a_stop_lets_it_save_and_a_kill_does_not(world: World, backend: KubeBack
     backend.submit(plan)
     until(lambda: b"ready" in backend.read_logs(plan.name, 0))
     (running,) = runner._running.values()
-    backend.stop(plan.name, mode=mode)  # type: ignore[arg-type]  # one of two words
+    backend.stop(plan.name, mode=mode)
     until(lambda: backend.fenced(plan.name))
     assert running.child.poll() is not None
     assert (b"saved" in running.log.read_bytes()) == (mode == "terminate")
