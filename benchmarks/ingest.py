@@ -26,7 +26,7 @@ from agents.wire import Batch, Columns, decode, encode
 from controlplane.clock import SystemClock
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
-from controlplane.store import experts, telemetry
+from controlplane.store import expert_merging, experts, telemetry
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import ExpertStep, Shape, encode_steps
 from controlplane.store.tables import TelemetryChunk
@@ -169,13 +169,13 @@ def heatmap(store: Store, shape: Shape) -> dict[str, Any]:
 
 def raster(store: Store) -> dict[str, Any]:
     """One layer of 10,000 steps from merged chunks."""
-    shape, size = Shape(40, 17, 16, 1), experts.MERGED_STEPS
+    shape, size = Shape(40, 17, 16, 1), expert_merging.MERGED_STEPS
     for begin in range(0, 10_000, size):
         steps = steps_of(shape, min(size, 10_000 - begin), begin)
         bounds = (steps[0].step, steps[-1].step, len(steps))
         with store.write() as session:
             session.add(experts.chunk_row(RUN, 1, shape, encode_steps(steps), level=0, steps=bounds))
-    experts.compact_once(store)
+    expert_merging.compact_once(store)
 
     def read(layer: int) -> None:
         with store.read() as session:

@@ -36,6 +36,8 @@ class Running:
     state: State = "pending"
     stopped: StopMode | None = None
     terminations: dict[int, dict[str, object]] = field(default_factory=dict)
+    codes: dict[int, int] = field(default_factory=dict)
+    """how members end, by index; 0 for the others"""
     stuck: bool = False
     """keeps its processes although it was asked to stop"""
     absent: frozenset[str] = frozenset()
@@ -98,7 +100,7 @@ class MemoryBackend:
             return Observation(name, "absent", now)
         alive = found.state in ("pending", "running")
         members = tuple(
-            Member(index, node, alive, None if alive else 0, found.terminations.get(index))
+            Member(index, node, alive, None if alive else found.codes.get(index, 0), found.terminations.get(index))
             for index, node in enumerate(found.plan.nodes)
             if node not in found.absent
         )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from controlplane.runs import checkpoints, choices, plan, skips, taint
 from controlplane.runs.checkpoints import Saved
 from controlplane.runs.ends import abandoned, of_look
-from controlplane.runs.states import ENDED, RUN_ENDED
+from controlplane.runs.states import ENDED, LEAVING, RUN_ENDED
 from controlplane.runs.taint import REPLANNED, Spoils
 from controlplane.runs.view import (
     Advance,
@@ -39,7 +39,6 @@ RUNS_S = 120.0
 VERIFY_S = 600.0
 PLACED_S = 10.0
 SUSPECT_S, SUSPECT_STEPS = 20.0, 5
-_LEAVING = ("draining", "stopping")
 _BY_MACHINE = ("killed", "lost", "peer_lost", "never_started", "preempted", "error")
 """ends that a fault of the hardware may well have brought about"""
 _ORDER = ("submitting", "pending", "starting", "init", "training")
@@ -232,7 +231,7 @@ def _live(view: View, attempt: AttemptView, spoilt: Spoils) -> Move:
         return placed
     troubles = taint.hits(view, attempt, spoilt)
     source = _source(attempt, troubles, spoilt)
-    if attempt.state in _LEAVING:
+    if attempt.state in LEAVING:
         return _leave(view, attempt, [one for one in troubles if one.corrupting], source)
     if attempt.state == "submitting":
         return Submit()

@@ -18,18 +18,20 @@ LIVE = ("submitting", "pending", "starting", "init", "training", "suspect", "dra
 ENDED = ("succeeded", "failed", "preempted", "stopped", "superseded", "abandoned")
 RUN_ENDED = ("succeeded", "failed", "cancelled")
 
+LEAVING = frozenset({"draining", "stopping"})
+"""told to end, and not ended yet"""
+
 _ENDS_BY_ITSELF = frozenset({"succeeded", "failed", "preempted"})
-_LEAVING = frozenset({"draining", "stopping"})
 
 ATTEMPT: Mapping[str, frozenset[str]] = {
     "planned": frozenset({"submitting", "stopped", "superseded", "abandoned"}),
-    "submitting": frozenset({"pending", "starting", "init", "training"}) | _ENDS_BY_ITSELF | _LEAVING,
-    "pending": frozenset({"starting", "init", "training", "suspect"}) | _ENDS_BY_ITSELF | _LEAVING,
-    "starting": frozenset({"init", "training", "suspect"}) | _ENDS_BY_ITSELF | _LEAVING,
-    "init": frozenset({"training", "suspect"}) | _ENDS_BY_ITSELF | _LEAVING,
-    "training": frozenset({"suspect"}) | _ENDS_BY_ITSELF | _LEAVING,
+    "submitting": frozenset({"pending", "starting", "init", "training"}) | _ENDS_BY_ITSELF | LEAVING,
+    "pending": frozenset({"starting", "init", "training", "suspect"}) | _ENDS_BY_ITSELF | LEAVING,
+    "starting": frozenset({"init", "training", "suspect"}) | _ENDS_BY_ITSELF | LEAVING,
+    "init": frozenset({"training", "suspect"}) | _ENDS_BY_ITSELF | LEAVING,
+    "training": frozenset({"suspect"}) | _ENDS_BY_ITSELF | LEAVING,
     # entered freely, left only by recovery or by a decision
-    "suspect": frozenset({"starting", "init", "training"}) | _ENDS_BY_ITSELF | _LEAVING,
+    "suspect": frozenset({"starting", "init", "training"}) | _ENDS_BY_ITSELF | LEAVING,
     "draining": frozenset({"stopping", "stopped", "superseded", "abandoned"}) | _ENDS_BY_ITSELF,
     "stopping": frozenset({"stopped", "superseded", "abandoned"}) | _ENDS_BY_ITSELF,
     **{state: frozenset() for state in ENDED},

@@ -2,11 +2,13 @@
 
 Most platforms forget a member's output with the member, and the controller itself ends what is left of a failed gang.
 So each look that sees members ended reads them before anything is decided. It is bounded: so many members, so many
-bytes, so long. A node that does not answer in time must not delay the restart.
+bytes, so long. A node that does not answer in time must not delay the restart. Members that the stop of an attempt
+killed have nothing to say.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -14,17 +16,19 @@ from collections.abc import Sequence
 import structlog
 
 from controlplane.backends.base import Backend, BackendUnavailable
-from controlplane.runs import ends
+from controlplane.runs import ends, states
 from controlplane.runs.view import Look, MemberView
 from controlplane.store import last_words, leases
 from controlplane.store.engine import Store
 from controlplane.store.last_words import Said
+from controlplane.store.tables import Attempt
 
 MEMBERS = 8
 BYTES = 64 << 10
 PATIENCE_S = 2.0
 TRIES = 3
 """looks at which output that could not be read is asked for again"""
+BY_SIGNAL = (128 + signal.SIGKILL, 128 + signal.SIGTERM)
 _SLOW = f"its node did not answer within {PATIENCE_S:.0f} s"
 _NOTHING = "there was nothing to read"
 _log = structlog.get_logger()
@@ -43,32 +47,37 @@ class LastWords:
         self._kept.pop(attempt, None)
         self._tries.pop(attempt, None)
 
-    def keep(
-        self, run_id: str, no: int, attempt: str, backend: Backend, look: Look | None, *, lease_epoch: int, now: float
-    ) -> None:
+    def keep(self, attempt: Attempt, backend: Backend, look: Look | None, *, lease_epoch: int, now: float) -> None:
         """Reads and writes down the members of a look that have failed and are not kept. LeaseLost."""
         if backend.keeps_logs or look is None:
             return
-        places = self._kept.setdefault(attempt, {})
-        failed = sorted(filter(_failed, look.members), key=ends.order)
+        name, leaving = attempt.name, attempt.state in states.LEAVING
+        places = self._kept.setdefault(name, {})
+        told = [member for member in look.members if _failed(member) and not (leaving and _killed(member))]
+        failed = sorted(told, key=ends.order)
         new = [member for member in failed if member.index not in places][: MEMBERS - len(places)]
-        if not new or self._tries[attempt] >= TRIES:
+        if not new or self._tries[name] >= TRIES:
             return
-        found = _read(backend, attempt, [member.index for member in new], self._patience_s)
+        found = _read(backend, name, [member.index for member in new], self._patience_s)
         words = [(len(places) + at, _word(member, found.get(member.index, _SLOW))) for at, member in enumerate(new)]
         with self._store.write() as session:
             leases.guard(session, self._lease, lease_epoch)
-            last_words.keep(session, run_id, no, words, now=now)
+            last_words.keep(session, attempt.run_id, attempt.no, words, now=now)
         lacking = [word for _, word in words if word.missing]
         for word in lacking:
-            _log.warning("a member's output could not be kept", attempt=attempt, node=word.node, error=word.missing)
-        self._tries[attempt] += bool(lacking)
+            _log.warning("a member's output could not be kept", attempt=name, node=word.node, error=word.missing)
+        self._tries[name] += bool(lacking)
         places |= {word.member: place for place, word in words if not word.missing}
 
 
 def _failed(member: MemberView) -> bool:
     said = member.termination or {}
     return not member.alive and (member.exit_code not in (0, None) or said.get("class", "done") != "done")
+
+
+def _killed(member: MemberView) -> bool:
+    """Whether a signal ended it before it could say anything: of an attempt that is told to stop, that was the stop."""
+    return member.termination is None and member.exit_code in BY_SIGNAL
 
 
 def _word(member: MemberView, output: bytes | str) -> Said:

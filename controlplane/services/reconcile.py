@@ -133,7 +133,7 @@ class Controller:
         )
         if last is not None and alive:
             with self._holding_up_nobody(run_id):
-                self._last_words.keep(run_id, last.no, last.name, backend, look, lease_epoch=lease_epoch, now=now)
+                self._last_words.keep(last, backend, look, lease_epoch=lease_epoch, now=now)
             self._mind_blindness(rows.run.id, last, backend.name, look, lease_epoch, now)
         told = last is not None and last.name in self._told
         verifying = self._discovery.verifying(run_id)

@@ -15,7 +15,7 @@ import numpy as np
 from controlplane.rules import book as rule_book
 from controlplane.rules.book import RuleBook
 from controlplane.runs.choices import joined
-from controlplane.runs.states import RUN_ENDED
+from controlplane.runs.states import LEAVING, RUN_ENDED
 from controlplane.services import views_incidents, views_runs
 from controlplane.services.durations import duration
 from controlplane.store import events, faults, incidents, nodes, runs, steps
@@ -131,7 +131,7 @@ def _card(
 
 def _left(before: Attempt, spans: dict[int, list[Json]]) -> float:
     """When an attempt stopped doing its work, where no fault says it."""
-    leaving = [span["from_s"] for span in spans[before.no] if span["phase"] in ("draining", "stopping")]
+    leaving = [span["from_s"] for span in spans[before.no] if span["phase"] in LEAVING]
     return float(min(leaving, default=before.ended_s if before.ended_s is not None else before.state_since_s))
 
 

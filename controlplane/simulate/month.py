@@ -16,6 +16,7 @@ from controlplane.runs.decide import KILL_AFTER_S, decide
 from controlplane.runs.ends import START_DEADLINE_S
 from controlplane.runs.goodput import Ledger, Spent, ledger
 from controlplane.runs.plan import Candidate
+from controlplane.runs.states import LEAVING
 from controlplane.runs.view import (
     Advance,
     Conclude,
@@ -125,7 +126,7 @@ class Month:
         last, now = self.rows.last, self.agenda.now
         due: list[float] = []
         if self.rows.alive and last is not None:
-            if last.state in ("draining", "stopping"):
+            if last.state in LEAVING:
                 due += [last.state_since_s + KILL_AFTER_S, last.state_since_s + KILL_AFTER_S + self.setup.costs.grace_s]
             elif last.state == "pending":
                 due.append((last.submitted_s or last.created_s) + START_DEADLINE_S)

@@ -1,4 +1,4 @@
-"""Expert records as they are kept: chunks of steps, their merging, and what pages read of them.
+"""Expert records as they are kept: chunks of steps, and what pages read of them. Their merging is expert_merging's.
 
 The current view of a run shows each step as the last attempt that did it: a later attempt hides the steps of earlier
 ones from its own first step on. Every attempt's own records are kept.
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Row, and_, delete, func, select
+from sqlalchemy import ColumnElement, Row, and_, func, select
 from sqlalchemy.orm import Session
 
 from controlplane.store.arrays import Arrays
-from controlplane.store.base import insert_many
 from controlplane.store.codec import COLUMNS
-from controlplane.store.engine import Store
 from controlplane.store.expert_records import (
     Coded,
     Counts,
@@ -29,12 +26,8 @@ from controlplane.store.expert_records import (
     decode_all,
     decode_layer,
     decode_raw_layer,
-    merge_coded,
 )
 from controlplane.store.tables import ExpertChunk, ExpertLayer
-
-MERGED_STEPS = 256
-"""How many written steps make a merged chunk, at least."""
 
 Key = tuple[str, int, int]
 """Run, attempt number, step."""
@@ -108,7 +101,7 @@ def layer_rows(chunk_id: int, coded: Coded) -> list[dict[str, Any]]:
     ]
 
 
-def _coded(session: Session, row: ExpertChunk) -> Coded:
+def coded_row(session: Session, row: ExpertChunk) -> Coded:
     """A row as it was coded, its layers fetched if it is merged."""
     layers: tuple[tuple[bytes, bytes], ...] = ()
     if row.codec == COLUMNS:
@@ -141,9 +134,28 @@ def bounds(session: Session, run_id: str) -> tuple[int, int] | None:
 
 
 def counted(session: Session, run_id: str) -> int:
-    """How many steps of a run are stored, each attempt's own."""
-    query = select(func.coalesce(func.sum(ExpertChunk.steps), 0)).where(ExpertChunk.run_id == run_id)
-    return int(session.execute(query).scalar_one())
+    """How many steps of a run are stored, each attempt's own.
+
+    A step that was completed after it was written lies in two chunks until they are merged, and counts once.
+    """
+    table = ExpertChunk
+    query = select(table.id, table.attempt_no, table.first_step, table.last_step, table.steps)
+    groups: list[list[Any]] = []
+    attempt_no = reach = -1
+    for row in session.execute(query.where(table.run_id == run_id).order_by(table.attempt_no, table.first_step)):
+        if row.attempt_no == attempt_no and row.first_step <= reach:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+            attempt_no, reach = row.attempt_no, -1
+        reach = max(reach, row.last_step)
+    ids = [row.id for group in groups if len(group) > 1 for row in group]
+    found = _by_ids(session, select(table.id, table.stats), table.id, ids)
+    written = {row.id: Arrays(row.stats)["step"].tolist() for row in found}
+    return sum(
+        len({step for row in group for step in written.get(row.id, ())}) if len(group) > 1 else group[0].steps
+        for group in groups
+    )
 
 
 # --- single steps ----------------------------------------------------------------------------------------------------
@@ -151,7 +163,7 @@ def counted(session: Session, run_id: str) -> int:
 
 def _steps_of(session: Session, row: ExpertChunk) -> list[ExpertStep]:
     shape = shape_of(row)
-    counts, bias = decode_all(shape, _coded(session, row), row.steps)
+    counts, bias = decode_all(shape, coded_row(session, row), row.steps)
     stats = Arrays(row.stats)
     columns = zip(*(stats[name].tolist() for name in ("step", "at_s", "ranks", "tokens", "dropped")), strict=True)
     return [
@@ -332,54 +344,3 @@ def _by_ids(session: Session, query: Any, column: Any, ids: Sequence[int]) -> It
     """Rows by their ids, a few hundred at a time: databases limit how many values a statement has."""
     for begin in range(0, len(ids), 500):
         yield from session.execute(query.where(column.in_(ids[begin : begin + 500])))
-
-
-# --- merging ---------------------------------------------------------------------------------------------------------
-
-
-def compact_once(store: Store) -> int:
-    """Merges short chunks of an attempt as soon as they make a long one; returns how many were merged away."""
-    merged = 0
-    for ids in _full(store):
-        with store.read() as session:
-            rows = list(session.scalars(select(ExpertChunk).where(ExpertChunk.id.in_(ids)).order_by(ExpertChunk.id)))
-            parts = [(shape_of(row), _coded(session, row), row.steps) for row in rows]
-        if len(rows) != len(ids):
-            continue
-        coded, count = merge_coded(parts)
-        bounds = (min(row.first_step for row in rows), max(row.last_step for row in rows), count)
-        long = chunk_row(rows[0].run_id, rows[0].attempt_no, shape_of(rows[0]), coded, level=1, steps=bounds)
-        long.id = ids[-1]  # its place in the order of writing: what was written later goes before it
-        with store.write() as session:
-            there = session.scalars(select(ExpertChunk.id).where(ExpertChunk.id.in_(ids)).with_for_update()).all()
-            if len(there) == len(ids):
-                session.execute(delete(ExpertChunk).where(ExpertChunk.id.in_(ids)))
-                session.add(long)
-                session.flush()
-                insert_many(session, ExpertLayer, layer_rows(long.id, coded))
-                merged += len(ids)
-    return merged
-
-
-def _full(store: Store) -> list[list[int]]:
-    """Ids of the short chunks that make up each new long one."""
-    table = ExpertChunk
-    with store.read() as session:
-        rows = session.execute(
-            select(
-                *(table.id, table.run_id, table.attempt_no, table.steps),
-                *(table.layers, table.slots, table.experts, table.top_k),
-            )
-            .where(table.level == 0)
-            .order_by(table.run_id, table.attempt_no, table.id)
-        ).all()
-    groups = []
-    for _, group in groupby(rows, key=lambda row: (row.run_id, row.attempt_no, shape_of(row))):
-        ids, steps = [], 0
-        for row in group:
-            ids.append(row.id)
-            steps += row.steps
-            if steps >= MERGED_STEPS:
-                groups.append(ids)
-                ids, steps = [], 0
-    return groups

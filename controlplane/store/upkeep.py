@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controlplane.store import audit, experts, last_words, steps, telemetry
+from controlplane.store import audit, expert_merging, last_words, steps, telemetry
 from controlplane.store.engine import Store
 
 KEEP_TELEMETRY_S = 30 * 86_400.0
@@ -15,7 +15,7 @@ def compact_once(store: Store, now: float) -> int:
 
     Meant for every ten seconds or so; several servers may do it at once.
     """
-    return telemetry.compact_once(store, now) + experts.compact_once(store) + steps.compact_once(store)
+    return telemetry.compact_once(store, now) + expert_merging.compact_once(store) + steps.compact_once(store)
 
 
 def prune_once(store: Store, now: float, *, keep_s: float = KEEP_TELEMETRY_S) -> int:

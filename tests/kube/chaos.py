@@ -141,7 +141,7 @@ class KubePilot(Pilot):
         return sorted(found, key=lambda one: int(one["metadata"]["labels"]["trimtab.dev/attempt"]))
 
     def pods(self, attempt: str) -> list[Json]:
-        return self.world.pods(attempt)  # type: ignore[return-value]  # the API's shape
+        return self.world.pods(attempt)
 
     def running(self, attempt: str) -> bool:
         found = self.pods(attempt)
@@ -160,7 +160,7 @@ def tell(pilot: KubePilot, run_id: str, done: str, must: str, *, plays: int = 1)
     file = os.environ.get("TRIMTAB_CHAOS_ROWS")
     if not file:
         return
-    cordoned = [name for name in pilot.names if pilot.world.node(name)["spec"].get("unschedulable")]  # type: ignore[attr-defined]  # the API's shape
+    cordoned = [name for name in pilot.names if pilot.world.node(name)["spec"].get("unschedulable")]
     row = {
         "test": os.environ.get("PYTEST_CURRENT_TEST", ""),
         "done": done,

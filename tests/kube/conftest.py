@@ -6,14 +6,16 @@ Missing programs are a failure, not a skip: `make test` builds them first.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 from kubernetes import client as k8s
 
-from controlplane.backends.kube.api import KubeApi
+from controlplane.backends.kube.api import Json, KubeApi
 from controlplane.backends.kube.backend import KubeBackend
 from controlplane.backends.kube.bucket import TokenBucket
 from controlplane.backends.kube.options import KubeOptions
@@ -57,7 +59,7 @@ class World:
         settings.api_key, settings.api_key_prefix = {"authorization": token}, {"authorization": "Bearer"}
         return KubeApi(k8s.ApiClient(settings), TokenBucket(rate_per_s=500, burst=1000))
 
-    def pods(self, attempt: str) -> list[dict[str, object]]:
+    def pods(self, attempt: str) -> list[Json]:
         found = self.admin.get(
             f"/api/v1/namespaces/{NAMESPACE}/pods", labelSelector=f"trimtab.dev/attempt-name={attempt}"
         )
@@ -70,7 +72,18 @@ class World:
             f"/api/v1/namespaces/{NAMESPACE}/pods/{name}", {"metadata": {"annotations": notes}}, kind="merge"
         )
 
-    def node(self, name: str) -> dict[str, object]:
+    @contextmanager
+    def silent(self, *kubelets: str) -> Iterator[None]:
+        """The kubelets of some nodes (`kwok`, `kwok-mortal`) stand still: pods that are deleted stay Terminating."""
+        for name in kubelets:
+            self.cluster.signal(name, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for name in kubelets:
+                self.cluster.signal(name, signal.SIGCONT)
+
+    def node(self, name: str) -> Json:
         return self.admin.get(f"/api/v1/nodes/{name}")
 
 

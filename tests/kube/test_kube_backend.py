@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from controlplane.backends.base import AttemptPlan, BackendUnavailable, Observation, StopMode, SubmitConflict
+from controlplane.backends.kube import takedown
 from controlplane.backends.kube.backend import KubeBackend
 from tests.kube.conftest import NAMESPACE, World, until
 
@@ -124,7 +125,7 @@ def test_it_succeeds_when_every_pod_did(world: World, backend: KubeBackend, plan
     backend.submit(plan)
     reaches(backend, plan, "running")
     for pod in world.pods(plan.name):
-        world.end_pod(pod["metadata"]["name"], 0, DONE)  # type: ignore[index]  # the API's shape
+        world.end_pod(pod["metadata"]["name"], 0, DONE)
     found = reaches(backend, plan, "succeeded")
     assert {member.exit_code for member in found.members} == {0} and backend.fenced(plan.name)
     assert {(member.termination or {})["class"] for member in found.members} == {"done"}
@@ -135,8 +136,8 @@ def test_a_gang_fails_with_its_first_pod_and_keeps_its_last_words(
 ) -> None:
     backend.submit(plan)
     reaches(backend, plan, "running")
-    first = next(pod for pod in world.pods(plan.name) if pod["metadata"]["name"].startswith(f"{plan.name}-0"))  # type: ignore[index]
-    world.end_pod(first["metadata"]["name"], 1, FAILED)  # type: ignore[index]  # the API's shape
+    first = next(pod for pod in world.pods(plan.name) if pod["metadata"]["name"].startswith(f"{plan.name}-0"))
+    world.end_pod(first["metadata"]["name"], 1, FAILED)
     reaches(backend, plan, "failed")
     until(lambda: backend.fenced(plan.name))
     found = look(backend, plan)
@@ -150,7 +151,7 @@ def test_a_pod_that_ran_out_of_memory_says_so_although_its_launcher_could_not(
 ) -> None:
     backend.submit(plan)
     reaches(backend, plan, "running")
-    name = world.pods(plan.name)[0]["metadata"]["name"]  # type: ignore[index]  # the API's shape
+    name = world.pods(plan.name)[0]["metadata"]["name"]
     ended = {"exitCode": 137, "reason": "OOMKilled", "startedAt": None, "finishedAt": None}
     container = {"name": "trainer", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
     status = {"phase": "Failed", "containerStatuses": [{**container, "state": {"terminated": ended}}]}
@@ -189,10 +190,35 @@ def test_pods_that_outlived_their_job_are_stopped(
     stopped(backend, plan, mode)
 
 
+def graces(world: World, plan: AttemptPlan) -> list[int | None]:
+    """The seconds that each pod of an attempt was given to end; None for one that nobody deleted."""
+    return [pod["metadata"].get("deletionGracePeriodSeconds") for pod in world.pods(plan.name)]
+
+
+@pytest.mark.parametrize("pods_a_call", [1, 128])
+@pytest.mark.parametrize(("mode", "grace_s"), [("kill", 1), ("terminate", 5)])
+def test_a_kill_leaves_each_pod_a_second_and_a_stop_its_time_to_save(
+    world: World,
+    backend: KubeBackend,
+    plan: AttemptPlan,
+    mode: StopMode,
+    grace_s: int,
+    pods_a_call: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(takedown, "PODS_A_CALL", pods_a_call)
+    backend.submit(plan)
+    reaches(backend, plan, "running")
+    with world.silent("kwok", "kwok-mortal"):
+        backend.stop(plan.name, mode=mode)
+        until(lambda: graces(world, plan) == [grace_s] * 2)
+    until(lambda: backend.fenced(plan.name))
+
+
 def test_a_deleted_pod_fails_the_gang(world: World, backend: KubeBackend, plan: AttemptPlan) -> None:
     backend.submit(plan)
     reaches(backend, plan, "running")
-    name = world.pods(plan.name)[0]["metadata"]["name"]  # type: ignore[index]  # the API's shape
+    name = world.pods(plan.name)[0]["metadata"]["name"]
     world.admin.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{name}")
     reaches(backend, plan, "failed")
     until(lambda: backend.fenced(plan.name))

@@ -81,7 +81,7 @@ def check(pilot: KubePilot, run_id: str) -> None:
     (decision,) = pilot.decisions(run_id)
     assert (decision.state, decision.action) == ("verified", "restart_exclude"), where
     node = pilot.world.node(faulty)
-    assert node["spec"]["unschedulable"] is True, where  # type: ignore[index]  # the API's shape
+    assert node["spec"]["unschedulable"] is True, where
     assert wrongs(pilot.store) == [], where
 
 

@@ -147,7 +147,7 @@ def test_a_cordon_that_somebody_else_set_outlives_ours(pilot: KubePilot, when: s
     second_trains(pilot, run_id)
 
     def taints() -> list[str]:
-        return [one["key"] for one in pilot.world.node(node)["spec"].get("taints") or ()]  # type: ignore[attr-defined]  # the API's shape
+        return [one["key"] for one in pilot.world.node(node)["spec"].get("taints") or ()]
 
     rounds_until(pilot, lambda: TAINT in taints())
     if when == "during":
@@ -160,11 +160,11 @@ def test_a_cordon_that_somebody_else_set_outlives_ours(pilot: KubePilot, when: s
         people.give_back(session, node, actor="ada", reason="mended", now=pilot.clock.now(), force=True)
     rounds_until(pilot, lambda: TAINT not in taints())
     if when == "after":
-        assert "unschedulable" not in pilot.world.node(node)["spec"], "ours is lifted"  # type: ignore[operator]  # as above
+        assert "unschedulable" not in pilot.world.node(node)["spec"], "ours is lifted"
         cordon(pilot, node, True)
         for _ in range(5):
             pilot.live_round()
-    assert pilot.world.node(node)["spec"]["unschedulable"] is True, "not ours to lift"  # type: ignore[index]  # as above
+    assert pilot.world.node(node)["spec"]["unschedulable"] is True, "not ours to lift"
     tell(
         pilot,
         run_id,
@@ -283,8 +283,7 @@ def test_a_dead_node_holds_up_nobody_and_what_it_still_writes_is_refused(pilot: 
     assert set(first.nodes) == set(MORTAL[:2])
     only(pilot, [])
     dead = first.nodes[1]
-    pilot.world.cluster.signal("kwok-mortal", signal.SIGSTOP)
-    try:
+    with pilot.world.silent("kwok-mortal"):
         pilot.hit(dead, rule="gpu-lost", action="restart")
         rounds_until(pilot, lambda: pilot.last(run_id).no == 2 and len(pilot.last(run_id).nodes) == 2, patience_s=120)
         second = pilot.last(run_id)
@@ -303,8 +302,6 @@ def test_a_dead_node_holds_up_nobody_and_what_it_still_writes_is_refused(pilot: 
             "a node with a fault dies under a gang: its kubelet is silent, its pod stays Terminating",
             must,
         )
-    finally:
-        pilot.world.cluster.signal("kwok-mortal", signal.SIGCONT)
 
 
 def test_a_storm_of_alerts_takes_two_nodes_and_pages_and_restarts_a_run_once(pilot: KubePilot) -> None:
@@ -324,7 +321,7 @@ def test_a_storm_of_alerts_takes_two_nodes_and_pages_and_restarts_a_run_once(pil
     second_trains(pilot, run_id)
     for _ in range(20):
         look()
-    cordoned = [name for name in pilot.names if pilot.world.node(name)["spec"].get("unschedulable")]  # type: ignore[attr-defined]  # as above
+    cordoned = [name for name in pilot.names if pilot.world.node(name)["spec"].get("unschedulable")]
     assert len(cordoned) == 2 and used[0] in cordoned
     assert len(pilot.attempts(run_id)) == 2 and not set(pilot.last(run_id).nodes) & {used[0], *idle[:7]}
     with pilot.store.read() as session:

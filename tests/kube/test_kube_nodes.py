@@ -38,14 +38,14 @@ def cordon(world: World, value: bool | None) -> None:
 
 
 def taint(world: World, *added: Json) -> None:
-    there = world.node(NODE)["spec"].get("taints") or []  # type: ignore[attr-defined]  # the API's shape
+    there = world.node(NODE)["spec"].get("taints") or []
     world.admin.patch(
         f"/api/v1/nodes/{NODE}", {"spec": {"taints": [*there, *added]}}, kind="merge", manager="amd-gpu-operator"
     )
 
 
 def spec(world: World) -> Json:
-    return world.node(NODE)["spec"]  # type: ignore[return-value]  # the API's shape
+    return world.node(NODE)["spec"]
 
 
 def keys(world: World) -> dict[str, str]:
@@ -61,7 +61,7 @@ def once(world: World, actuator: NodeActuator, wanted: Quarantine | None) -> lis
 def sync(world: World, actuator: NodeActuator, wanted: Quarantine | None) -> list[str]:
     """Rounds until the node is as wanted: the cluster's own controllers change it too, between a read and a patch."""
     said: list[str] = []
-    until(lambda: said.extend(once(world, actuator, wanted)) or not patch_for(world.node(NODE), wanted))  # type: ignore[arg-type, func-returns-value]
+    until(lambda: said.extend(once(world, actuator, wanted)) or not patch_for(world.node(NODE), wanted))  # type: ignore[func-returns-value]  # None goes on to the second half
     return said
 
 
@@ -83,7 +83,7 @@ def test_a_node_is_taken_out_once_and_given_back_whole(world: World, actuator: N
 
 def test_a_nodes_page_says_whose_cordon_it_is(world: World, actuator: NodeActuator) -> None:
     def told() -> Json:
-        return views_platform._status("kube", status_of(NODE, world.node(NODE), 1.0), Node(session_id=OURS.session_id))  # type: ignore[arg-type]  # the API's shape
+        return views_platform._status("kube", status_of(NODE, world.node(NODE), 1.0), Node(session_id=OURS.session_id))
 
     assert told()["cordon"] == "" and told()["ready"]
     cordon(world, True)

@@ -29,7 +29,7 @@ def test_a_node_that_is_out_of_service_here_gets_no_pod_of_any_run(world: World,
     with pilot.store.write() as session:
         for name in bad:
             nodes.cordon(session, name, reason="a test", now=pilot.clock.now())
-    assert not any(world.node(name)["spec"].get("unschedulable") for name in bad)  # type: ignore[attr-defined]
+    assert not any(world.node(name)["spec"].get("unschedulable") for name in bad)
     spec = load_template("toy").to_dict()
     told = preflight.check(pilot.store, pilot.kube, pilot.places, spec, pilot.clock.now())
     job, _ = yaml.safe_load_all(told["cluster"]["manifests"])

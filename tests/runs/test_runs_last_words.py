@@ -11,6 +11,7 @@ from controlplane.backends.base import BackendUnavailable
 from controlplane.runs import ends
 from controlplane.runs.view import MemberView
 from controlplane.services import lastwords
+from controlplane.services import runs as service
 from controlplane.services.lastwords import LastWords
 from controlplane.services.reconcile import LEASE
 from controlplane.store import last_words, upkeep
@@ -86,6 +87,19 @@ def test_who_ended_well_or_lives_is_not_read(pilot: Pilot) -> None:
     fail(pilot, run_id, {0: {**said("done", 1.0), "code": 0}, 1: said("error", 1.0)})
     pilot.round(1.0)
     assert [one.member for one in kept(pilot, run_id)] == [1]
+
+
+def test_members_that_the_stop_killed_are_not_read_and_one_that_failed_to_save_is(pilot: Pilot) -> None:
+    run_id = pilot.started(nodes=3)
+    name = pilot.last(run_id).name
+    pilot.backend.attempts[name].stuck = True
+    service.stop(pilot.store, run_id, actor="ada", now=pilot.clock.now())
+    pilot.round(1.0)
+    assert pilot.attempts(run_id)[0].state == "stopping"
+    fail(pilot, run_id, {2: said("error", 1.0)})
+    pilot.backend.attempts[name].codes = {0: 137, 1: 143}
+    pilot.round(1.0)
+    assert [one.member for one in kept(pilot, run_id)] == [2]
 
 
 def test_a_platform_that_keeps_them_itself_is_not_asked(pilot: Pilot) -> None:

@@ -35,6 +35,7 @@ from controlplane.backends.kube.nodes import NodeActuator, status_of
 from controlplane.backends.kube.options import GPU_RESOURCE, KubeOptions
 from controlplane.backends.kube.pods import attempt_of, holds_gpus, index_of, member_of, node_of, pod_over, slim
 from controlplane.backends.kube.reflector import Reflector
+from controlplane.backends.kube.takedown import take_down
 from controlplane.clock import Clock
 
 _log = structlog.get_logger()
@@ -46,8 +47,6 @@ LATE_S = 3.0
 MOST_ASKED = 16
 NOBODY = "00000000-0000-0000-0000-000000000000"
 """the uid of an owner that is only thought of"""
-KILL_GRACE_S = 1
-"""never 0: that only forgets the pod, while its processes may run on"""
 
 
 class KubeBackend:
@@ -229,26 +228,11 @@ class KubeBackend:
     # --- stop, fence ---
 
     def stop(self, name: str, *, mode: StopMode) -> None:
-        """SIGTERM and the time to save (`terminate`), or one second (`kill`). The Job stays as the record of it.
-
-        The deadline comes first, and is final: the Job's own controller then takes down all pods at a time. Deleting
-        the collection takes one after the other: it shortens the time of a kill's, and takes those that no Job minds.
-        """
+        """SIGTERM and the time to save (`terminate`), or one second (`kill`). The Job stays as the record of it."""
         try:
-            if self._told_to_end(name) and mode == "terminate":
-                return
-            grace_s = KILL_GRACE_S if mode == "kill" else None
-            self._api.delete_all(self._pods_path, manifests.selector(name), grace_s=grace_s)
+            take_down(self._api, f"{self._jobs_path}/{name}", self._pods_path, name, kill=mode == "kill")
         except Refused as error:
             raise BackendUnavailable(str(error)) from error
-
-    def _told_to_end(self, name: str) -> bool:
-        """Gives the Job a deadline that has passed; False when there is none."""
-        try:
-            self._api.patch(f"{self._jobs_path}/{name}", {"spec": {"activeDeadlineSeconds": 1}}, kind="merge")
-        except NotFound:
-            return False
-        return True
 
     def fenced(self, name: str) -> bool:
         """Whether every pod is over or gone, or on a node that is out of service. Asked of the API server."""

@@ -28,10 +28,11 @@ from controlplane.backends.base import (
 )
 from controlplane.backends.kube import manifests, rayjob_look, rayjob_manifests
 from controlplane.backends.kube.api import AlreadyExists, Conflict, Forbidden, Invalid, Json, KubeApi, NotFound, Refused
-from controlplane.backends.kube.backend import KILL_GRACE_S, NOBODY, STALE_S, KubeBackend, dry_run
+from controlplane.backends.kube.backend import NOBODY, STALE_S, KubeBackend, dry_run
 from controlplane.backends.kube.pods import node_of, pod_over
 from controlplane.backends.kube.ray_api import OVER, RayApi
 from controlplane.backends.kube.reflector import Reflector
+from controlplane.backends.kube.takedown import KILL_GRACE_S
 from controlplane.clock import Clock
 
 NO_KUBERAY = "the cluster does not know RayJobs in this namespace; install KubeRay"
