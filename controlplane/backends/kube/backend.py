@@ -2,7 +2,8 @@
 
 Two kinds of looking. A reflector's copy of Jobs and pods answers each round for nothing, as long as it says that all is
 well. Whatever would end an attempt (gone, failed, succeeded, fenced) is asked of the API server itself before it is
-said: a copy may be old, and a conclusion is for ever. A copy that nobody refreshed is `unknown`.
+said: a copy may be old, and a conclusion is for ever. What cannot be undone the copy may say: a pod that is over, and
+that one is left. A copy that nobody refreshed is `unknown`.
 """
 
 from __future__ import annotations
@@ -184,10 +185,13 @@ class KubeBackend:
             return Observation(name, "unknown", now, reason=str(error))
 
     def _look_again(self, name: str, now: float) -> Observation:
-        """A fresh read. Pods that have left since are remembered by the copy of them."""
+        """A fresh read. Pods that have left since are remembered by the copy of them.
+
+        A Job that has failed says so itself: how its pods fare is then read off the copy, in each round of its leaving.
+        """
         try:
             job = self._api.get(f"{self._jobs_path}/{name}")
-            pods = self.read_pods(name)
+            pods = [] if _failed(job) and self.pods.age_s <= STALE_S else self.read_pods(name)
         except NotFound:
             return Observation(name, "absent", now)
         except Refused as error:
@@ -230,21 +234,34 @@ class KubeBackend:
     def stop(self, name: str, *, mode: StopMode) -> None:
         """SIGTERM and the time to save (`terminate`), or one second (`kill`). The Job stays as the record of it."""
         try:
-            take_down(self._api, f"{self._jobs_path}/{name}", self._pods_path, name, kill=mode == "kill")
+            job = self.jobs.get(name, self.options.namespace)
+            size = int(job["spec"]["completions"]) if job is not None else None
+            take_down(self._api, f"{self._jobs_path}/{name}", self._pods_path, name, kill=mode == "kill", size=size)
         except Refused as error:
             raise BackendUnavailable(str(error)) from error
 
     def fenced(self, name: str) -> bool:
-        """Whether every pod is over or gone, or on a node that is out of service. Asked of the API server."""
+        """Whether every pod is over or gone, or on a node that is out of service. Asked of the API server.
+
+        Unless the copies say no: 1,024 pods are not read again and again while they run or end. A Job that is complete
+        has none left, whatever the copy of its pods still shows.
+        """
+        job = self.jobs.get(name, self.options.namespace)
+        under_way = job is not None and (_ended(job) is None or _failed(job))
+        if under_way and self.pods.age_s <= STALE_S and not all(map(self._cannot_write, self.copied_pods(name))):
+            return False
         try:
             pods = self.read_pods(name)
-            job: Json | None = self._api.get(f"{self._jobs_path}/{name}")
+            job = self._api.get(f"{self._jobs_path}/{name}")
         except NotFound:
             job = None
         except Refused as error:
             raise BackendUnavailable(str(error)) from error
         over = job is None or _ended(job) is not None or bool(job["spec"].get("suspend"))
-        return over and all(pod_over(pod) or self.out_of_service(node_of(pod)) for pod in pods)
+        return over and all(map(self._cannot_write, pods))
+
+    def _cannot_write(self, pod: Json) -> bool:
+        return pod_over(pod) or self.out_of_service(node_of(pod))
 
     def out_of_service(self, node: str) -> bool:
         """Whether somebody said of a node that it is off: what ran there cannot write."""
@@ -361,6 +378,12 @@ def _ended(job: Json) -> Json | None:
         ),
         None,
     )
+
+
+def _failed(job: Json) -> bool:
+    """Whether it has ended, and not well."""
+    condition = _ended(job)
+    return condition is not None and condition["type"] != "Complete"
 
 
 def _slim_node(node: Json) -> Json:
