@@ -28,6 +28,7 @@ from benchmarks.kube_server import JOBS, OURS, Bench, say, until
 Line = dict[str, Any]
 SPARES = 8
 BACKOFF = "a Job's own backoffLimit, one failed pod"
+BARE = "a bare Job of that size, suspended and let go again"
 EVICTION = "Kubernetes' dead-node eviction, its own defaults"
 STAGES = {
     "incident": "incident",
@@ -131,14 +132,17 @@ def restarts(bench: Bench, size: int, tries: int) -> list[dict[str, float]]:
     return found
 
 
-def gang_lines(size: int, found: list[dict[str, float]], backoff_s: float) -> list[Line]:
-    """The figures of a gang size."""
+def gang_lines(size: int, found: list[dict[str, float]], backoff_s: float, bare_s: float) -> list[Line]:
+    """The figures of a gang size; `backoff_s` and `bare_s` are the peers'."""
     targets = {"incident": 3.0, "cordon": 4.0, "created": 8.0 if size <= 128 else 15.0}
+    peers = {
+        "created": {"peer": BARE, "peer_value": round(bare_s, 3)},
+        "running": {"peer": BACKOFF, "peer_value": round(backoff_s, 3)},
+    }
     lines = [
-        spread(f"gang of {size}: fault to {words}", [one[key] for one in found], targets.get(key))
+        spread(f"gang of {size}: fault to {words}", [one[key] for one in found], targets.get(key), **peers.get(key, {}))
         for key, words in STAGES.items()
     ]
-    lines[-1] |= {"peer": BACKOFF, "peer_value": round(backoff_s, 3)}
     for key, words, unit in (
         ("calls", "API requests a restart", "requests"),
         ("cpu", "controller CPU while it restarts", "% of a core"),
@@ -212,7 +216,7 @@ def measured(bench: Bench, plan: Plan) -> Iterable[Line]:
     for size, tries in plan.gangs:
         sizes.setdefault(size, []).extend(restarts(bench, size, tries))
     for size, found in sizes.items():
-        yield from gang_lines(size, found, kube_peers.restart_by_backoff(bench, size, 1 if size > 512 else 3, OURS))
+        yield from gang_lines(size, found, *kube_peers.restarts(bench, size, 1 if size > 512 else 3, OURS))
     yield from storm(bench, plan.storm, plan.storm_gang)
     yield from dead_node(bench, plan.dead_gang)
 

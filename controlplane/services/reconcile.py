@@ -6,7 +6,6 @@ in between finds the intent and goes on. No backend is called inside a database 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from controlplane.backends.absent import backend_of
-from controlplane.backends.base import Backend, BackendUnavailable, StopMode, SubmitConflict
+from controlplane.backends.base import Backend, BackendUnavailable, SubmitConflict
 from controlplane.rules.book import RuleBook
 from controlplane.runs.decide import decide
 from controlplane.runs.ledger import QUARANTINE_SHARE
@@ -48,7 +47,6 @@ from jobs.spec import JobSpec, parse_job
 
 LEASE = "control"
 MOVES_A_ROUND = 12
-TELL_AGAIN_S = 5.0
 TRAINER_GRACE_S = 30 * 86_400.0
 _log = structlog.get_logger()
 
@@ -74,8 +72,7 @@ class Controller:
         self._store, self._backends, self._book, self._places, self._expect = store, backends, book, places, expect
         self._discovery, self._leads, self._share = discovery or Discovery(store), leads, quarantine_share
         self._last_words = LastWords(store, LEASE)
-        self._told: dict[str, tuple[StopMode, float]] = {}
-        """by attempt, how and when it was last told to stop"""
+        self._told: set[str] = set()
         self._blindness = Blindness()
         self._specs: dict[str, JobSpec] = {}
         self._swept: set[str] = set()
@@ -269,25 +266,18 @@ class Controller:
             self._submit(run.id, last.no, backend, lease_epoch, now)
         if isinstance(move, EndAttempt):
             self._discovery.forget(last.run_id)  # what it saved last counts before the next one is planned
-            self._told.pop(last.name, None)
+            self._told.discard(last.name)
             self._last_words.forget(last.name)
         mode = move.mode if isinstance(move, Press) else move.stop if isinstance(move, Decide) else "none"
         if isinstance(move, Conclude) and move.stop:
             mode = "kill"
         if mode in ("kill", "terminate"):
-            self._stop(last.name, backend, "kill" if mode == "kill" else "terminate", lease_epoch, now)
-
-    def _stop(self, attempt: str, backend: Backend, mode: StopMode, lease_epoch: int, now: float) -> None:
-        """Tells an attempt to stop; again in the same way only after a while: a large gang takes its time to go."""
-        before, told_s = self._told.get(attempt, (None, -math.inf))
-        if before == mode and now - told_s < TELL_AGAIN_S:
-            return
-        self._assert_lead(lease_epoch)
-        try:
-            backend.stop(attempt, mode=mode)
-            self._told[attempt] = mode, now
-        except BackendUnavailable as error:
-            _log.warning("an attempt could not be told to stop", attempt=attempt, error=str(error))
+            self._assert_lead(lease_epoch)
+            try:
+                backend.stop(last.name, mode="kill" if mode == "kill" else "terminate")
+                self._told.add(last.name)
+            except BackendUnavailable as error:
+                _log.warning("an attempt could not be told to stop", attempt=last.name, error=str(error))
 
     def _assert_lead(self, lease_epoch: int) -> None:
         """Before anything is asked of a backend: the commit before it proves the lease at that moment, not now."""

@@ -10,6 +10,7 @@ import pytest
 
 from controlplane.backends.base import AttemptPlan, BackendUnavailable, Observation, StopMode, SubmitConflict
 from controlplane.backends.kube import takedown
+from controlplane.backends.kube.api import Json, KubeApi
 from controlplane.backends.kube.backend import KubeBackend
 from tests.kube.conftest import NAMESPACE, World, until
 
@@ -190,15 +191,21 @@ def test_pods_that_outlived_their_job_are_stopped(
     stopped(backend, plan, mode)
 
 
-def graces(world: World, plan: AttemptPlan) -> list[int | None]:
-    """The seconds that each pod of an attempt was given to end; None for one that nobody deleted."""
-    return [pod["metadata"].get("deletionGracePeriodSeconds") for pod in world.pods(plan.name)]
+def graces(pods: list[Json]) -> list[int | None]:
+    """The seconds that each pod was given to end; None for one that nobody deleted."""
+    return [pod["metadata"].get("deletionGracePeriodSeconds") for pod in pods]
+
+
+def changes(api: KubeApi) -> int:
+    """How many calls that change something were sent."""
+    return sum(count for (method, _), count in api.calls.items() if method != "GET")
 
 
 @pytest.mark.parametrize("pods_a_call", [1, 128])
 @pytest.mark.parametrize(("mode", "grace_s"), [("kill", 1), ("terminate", 5)])
 def test_a_kill_leaves_each_pod_a_second_and_a_stop_its_time_to_save(
     world: World,
+    controller_api: KubeApi,
     backend: KubeBackend,
     plan: AttemptPlan,
     mode: StopMode,
@@ -211,7 +218,12 @@ def test_a_kill_leaves_each_pod_a_second_and_a_stop_its_time_to_save(
     reaches(backend, plan, "running")
     with world.silent("kwok", "kwok-mortal"):
         backend.stop(plan.name, mode=mode)
-        until(lambda: graces(world, plan) == [grace_s] * 2)
+        until(lambda: graces(world.pods(plan.name)) == [grace_s] * 2)
+        until(lambda: graces(backend.copied_pods(plan.name)) == [grace_s] * 2)
+        until(lambda: backend.jobs.get(plan.name, NAMESPACE)["spec"].get("activeDeadlineSeconds") == 1)
+        told = changes(controller_api)
+        backend.stop(plan.name, mode=mode)
+        assert changes(controller_api) == told, "what is told is not told again"
     until(lambda: backend.fenced(plan.name))
 
 

@@ -234,9 +234,9 @@ class KubeBackend:
     def stop(self, name: str, *, mode: StopMode) -> None:
         """SIGTERM and the time to save (`terminate`), or one second (`kill`). The Job stays as the record of it."""
         try:
-            job = self.jobs.get(name, self.options.namespace)
-            size = int(job["spec"]["completions"]) if job is not None else None
-            take_down(self._api, f"{self._jobs_path}/{name}", self._pods_path, name, kill=mode == "kill", size=size)
+            path, job = f"{self._jobs_path}/{name}", self.jobs.get(name, self.options.namespace)
+            pods = self.copied_pods(name) if self.pods.age_s <= STALE_S else None
+            take_down(self._api, path, self._pods_path, name, kill=mode == "kill", job=job, pods=pods)
         except Refused as error:
             raise BackendUnavailable(str(error)) from error
 

@@ -104,7 +104,8 @@ def index_of(pod: Json) -> int:
 def slim(pod: Json) -> Json:
     """What is read of a pod: its template's environment alone is most of its bytes."""
     head, status = pod["metadata"], pod.get("status") or {}
-    kept = ("name", "namespace", "uid", "labels", "resourceVersion", "deletionTimestamp", "creationTimestamp")
+    deletion = ("deletionTimestamp", "deletionGracePeriodSeconds")
+    kept = ("name", "namespace", "uid", "labels", "resourceVersion", "creationTimestamp", *deletion)
     words = ("phase", "conditions", "containerStatuses", "message", "reason", "startTime", "podIP")
     return {
         "metadata": {name: head[name] for name in kept if name in head},
