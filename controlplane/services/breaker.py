@@ -6,7 +6,7 @@ agent or we are wrong than that so much hardware broke at once. Called inside th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from controlplane.runs.ledger import QUARANTINE_WINDOW_S, may_quarantine
@@ -37,19 +37,19 @@ def closed(fleet: Sequence[Node], share: float, now: float) -> bool:
     return not may_quarantine(recent(fleet, now), len(fleet), share)
 
 
-def take_out(
-    session: Session, names: Sequence[str], *, reason: str, but: str, share: float, now: float
-) -> Iterator[Taken]:
-    """Quarantines those of these nodes that are in service; says of each what became of it, `but` of one held back."""
+def take_out(session: Session, reasons: Mapping[str, str], *, but: str, share: float, now: float) -> Iterator[Taken]:
+    """Quarantines those of these nodes that are in service, each for its reason; says of each what became of it.
+
+    `but` of one that is held back. The fleet is read once: this runs inside a transaction that others wait for.
+    """
     fleet = nodes.listed(session)
     taken, count = {one.name for one in fleet if one.state == "quarantined"}, recent(fleet, now)
-    for name in names:
+    for name, reason in reasons.items():
         if name in taken:
             continue
         if may_quarantine(count, len(fleet), share):
             count += 1
-            nodes.set_state(session, name, "quarantined", reason=reason, now=now)
-            nodes.cordon(session, name, reason=reason, now=now)
+            nodes.quarantine(session, name, reason=reason, now=now)
             yield Taken(name, "node_quarantined", "warn", f"{name} is out of service until a person returns it.")
         else:
             sentence = (

@@ -99,7 +99,7 @@ def _time_moves(desk: Desk, casebook: Casebook, book: RuleBook) -> tuple[int, ..
         event = _due(incident, case.members, book, desk.now)
         match event:
             case Event.MEMBERS_CLEAR:
-                incident.resolution = f"all signals clear for {book.hold_s(incident.rule):.0f} s"
+                incident.resolution = f"{incidents.BY_ITSELF} for {book.hold_s(incident.rule):.0f} s"
                 desk.move(incident, event, f"{label(incident.number)} resolved: {incident.resolution}", level="ok")
             case Event.ACK_ENDS:
                 desk.move(incident, event, f"{label(incident.number)} is nobody's again: 4 h have passed", level="warn")

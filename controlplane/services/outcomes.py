@@ -221,8 +221,8 @@ def _write_decision(session: Session, run: Run, attempt: Attempt | None, choice:
 
 def _quarantine(session: Session, run: Run, decision: Decision, share: float, now: float) -> None:
     """The blamed nodes take no more ranks until a person returns them; too many at once are left to a person."""
-    blamed, but = decision.excluded_nodes, "though this run leaves it out"
-    for one in breaker.take_out(session, blamed, reason=decision.reason, but=but, share=share, now=now):
+    blamed, but = dict.fromkeys(decision.excluded_nodes, decision.reason), "though this run leaves it out"
+    for one in breaker.take_out(session, blamed, but=but, share=share, now=now):
         tell(
             session,
             run,

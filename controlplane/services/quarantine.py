@@ -51,16 +51,16 @@ def take_out_once(store: Store, book: RuleBook, share: float, lease_epoch: int, 
     news: list[Taken] = []
     with store.write() as session:
         leases.guard(session, LEASE, lease_epoch)
-        for node, fault in _idle(session, book).items():
-            for one in breaker.take_out(session, [node], reason=fault.sentence, but=_BUT, share=share, now=now):
-                if one.kind == HELD and node in said:
-                    continue
-                news.append(one)
-                data = {"lane": "rule", "level": one.level}
-                kind, incident = one.kind, fault.incident_id
-                events.add(
-                    session, at_s=now, kind=kind, sentence=one.sentence, node=node, incident_id=incident, data=data
-                )
+        idle = _idle(session, book)
+        reasons = {node: fault.sentence for node, fault in idle.items()}
+        for one in breaker.take_out(session, reasons, but=_BUT, share=share, now=now):
+            if one.kind == HELD and one.node in said:
+                continue
+            news.append(one)
+            data, incident = {"lane": "rule", "level": one.level}, idle[one.node].incident_id
+            events.add(
+                session, at_s=now, kind=one.kind, sentence=one.sentence, node=one.node, incident_id=incident, data=data
+            )
     return news
 
 

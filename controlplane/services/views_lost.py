@@ -15,6 +15,7 @@ from controlplane.runs.goodput import CAUSES, Ledger, Loss, Span, Spent, ledger
 from controlplane.services import views_runs
 from controlplane.store import runs, steps
 from controlplane.store.engine import Session
+from controlplane.store.tables import Attempt
 from jobs.spec import parse_job
 
 Json = dict[str, Any]
@@ -25,28 +26,34 @@ RUNS = 50
 SETTLED_S = 60.0
 KEPT = 256
 _TRAINING = ("training", "suspect")
+# what an attempt loses because of the restart that brought it about, and because of the one that ends it
+_BEFORE, _AFTER = ("queue, place", "start", "load"), ("drain", "teardown", "steps again", "suspect")
 # how a ledger's phase is called in the picture of a day
 WORDS: Mapping[str, str] = {
-    "queue, place": "place, checkpoint",
-    "checkpoint, between steps": "place, checkpoint",
+    "decide": "queue, drain, checkpoint",
+    "drain": "queue, drain, checkpoint",
+    "teardown": "queue, drain, checkpoint",
+    "queue, place": "queue, drain, checkpoint",
+    "checkpoint, between steps": "queue, drain, checkpoint",
     "start": "start, load, steps run twice",
     "load": "start, load, steps run twice",
     "steps again": "start, load, steps run twice",
-    "decide": "decide, drain",
-    "drain": "decide, drain",
-    "teardown": "decide, drain",
     "suspect": "hang",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One run's last day: what each attempt spent, the sum of it, and the GPUs that it held."""
+    """One run's last day: what each attempt spent, the sum of it, and the GPUs that it held.
+
+    `why`: for each attempt the numbers of the incidents that it answers and that ended it, as far as it was incidents.
+    """
 
     run_id: str
     spent: tuple[Spent, ...]
     ledger: Ledger
     gpus: int
+    why: tuple[tuple[int | None, int | None], ...]
 
 
 _kept: dict[str, Day] = {}
@@ -67,10 +74,18 @@ def last_day(session: Session, now: float) -> list[Day]:
         whole = ledger(spent, now=now)
         if whole.percent is None:
             continue
-        found.append(Day(run.id, tuple(spent), whole, parse_job(run.spec).gpus))
+        found.append(Day(run.id, tuple(spent), whole, parse_job(run.spec).gpus, _why(session, run.id, attempts)))
         if run.ended_s is not None and run.ended_s < now - SETTLED_S and run.created_s >= now - DAY_S:
             _keep(run.uid, found[-1])
     return found
+
+
+def _why(session: Session, run_id: str, attempts: Sequence[Attempt]) -> tuple[tuple[int | None, int | None], ...]:
+    decisions = [one for one in runs.decisions(session, run_id) if one.incident_id]
+    numbers = views_runs.incident_numbers(session, decisions)
+    answered = {one.id: numbers.get(one.incident_id or "") for one in decisions}
+    ended = {one.attempt_no: number for one in decisions if (number := answered[one.id]) is not None}
+    return tuple((answered.get(one.decision_id or ""), ended.get(one.no)) for one in attempts)
 
 
 def _keep(uid: str, day: Day) -> None:
@@ -96,24 +111,30 @@ def shares(days: Sequence[Day]) -> list[tuple[str, float]]:
 
 
 def rows(days: Sequence[Day], now: float) -> list[Json]:
-    """Every loss as {from_s, to_s, cause, gpu_h}, along the clock; a run's rows sum up to its ledger's losses."""
+    """Every loss as {from_s, to_s, cause, gpu_h, incident}, along the clock: a run's rows sum up to its ledger's.
+
+    `incident` is the number of the one that brought it about, if one did.
+    """
     found = []
     for day in days:
-        for phase, from_s, to_s, seconds in _along(day.spent, now):
+        for phase, from_s, to_s, seconds, number in _along(day, now):
             hours = seconds * day.gpus / 3600
-            found.append({"from_s": from_s, "to_s": to_s, "cause": WORDS.get(phase, phase), "gpu_h": hours})
+            cause = WORDS.get(phase, phase)
+            found.append({"from_s": from_s, "to_s": to_s, "cause": cause, "gpu_h": hours, "incident": number})
     return found
 
 
-def _along(spent: Sequence[Spent], now: float) -> Iterator[tuple[str, float, float, float]]:
-    placed = [one for one in spent if one.spans]
-    for one in placed:
+def _along(day: Day, now: float) -> Iterator[tuple[str, float, float, float, int | None]]:
+    placed = [(one, *why) for one, why in zip(day.spent, day.why, strict=True) if one.spans]
+    for one, answers, ended_by in placed:
         for loss in ledger([one], now=now).lost:
-            yield from _placed(loss, one)
-    for before, after in pairwise(placed):
+            number = answers if loss.phase in _BEFORE else ended_by if loss.phase in _AFTER else None
+            for phase, from_s, to_s, seconds in _placed(loss, one):
+                yield phase, from_s, to_s, seconds, number
+    for (before, _, _), (after, answers, _) in pairwise(placed):
         begin, end = before.spans[-1].to_s, after.spans[0].from_s
         if end > begin:
-            yield "decide", begin, end, end - begin
+            yield "decide", begin, end, end - begin, answers
 
 
 def _placed(loss: Loss, one: Spent) -> Iterator[tuple[str, float, float, float]]:

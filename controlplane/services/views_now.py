@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from controlplane.rules.book import RuleBook
-from controlplane.services import views_experts, views_fleet, views_incidents, views_lost, views_runs
+from controlplane.services import views_experts, views_fleet, views_incidents, views_lost, views_outages, views_runs
 from controlplane.services.durations import duration
 from controlplane.services.live import Live
 from controlplane.services.views_lost import Day
-from controlplane.store import incidents, runs
+from controlplane.store import incidents, nodes, runs
 from controlplane.store.engine import Session
 from controlplane.store.tables import Decision, Incident, Run
 
@@ -34,6 +34,7 @@ def now_view(session: Session, live: Live, book: RuleBook, now: float) -> Json:
     opened = incidents.listed(session, ("open", "acked"), limit=INCIDENTS_READ)
     needs = _needs(session, found, opened, now)
     days = views_lost.last_day(session, now)
+    fleet, day_ago = nodes.listed(session), now - views_lost.DAY_S
     return {
         "sentence": {"lead": _lead(len(needs)), "rest": _rest(counts, gpus, running)},
         "needs": needs,
@@ -46,10 +47,12 @@ def now_view(session: Session, live: Live, book: RuleBook, now: float) -> Json:
         "running": running,
         "incidents": [views_incidents.row(one, now) for one in opened[:INCIDENTS_LISTED]],
         "incidents_open": len(opened),
+        "incidents_cleared": incidents.cleared(session, since_s=day_ago),
         "fleet": {"nodes": len(rows), "gpus": gpus, "counts": dict(counts)},
         "age_s": max((node["age_s"] for node in rows if node["age_s"] is not None), default=None),
         "simulated": bool(simulated),
-        "lost": views_lost.rows(days, now),
+        "lost": [*views_lost.rows(days, now), *views_outages.rows(session, fleet, since=day_ago, now=now)],
+        "lost_of": views_outages.whole(fleet, since=day_ago, now=now),
     }
 
 
@@ -151,15 +154,18 @@ def _imbalance(session: Session, live: Live, found: Sequence[Run], book: RuleBoo
 
 def _recovery(session: Session) -> Json:
     """From the decision to the first step of the next attempt, over the newest restarts of any run."""
-    lengths = []
+    found = []
     for run in runs.listed(session, limit=50):
         attempts = {one.decision_id: one for one in runs.attempts(session, run.id) if one.decision_id}
         for decision in runs.decisions(session, run.id):
             after = attempts.get(decision.id)
             if after is not None and after.first_step_s is not None:
-                lengths.append((decision.created_s, after.first_step_s - decision.created_s))
-    newest = sorted(length for _, length in sorted(lengths)[-RECOVERIES:])
+                alone = decision.mode == "act" and decision.rule != "person"
+                found.append((decision.created_s, after.first_step_s - decision.created_s, alone))
+    newest = sorted(found)[-RECOVERIES:]
     if not newest:
         return _tile("recovery", "–", "", "no restart yet")
-    context = f"slowest {duration(newest[-1])}, {len(newest)} restart{'s' if len(newest) != 1 else ''}"
-    return _tile("recovery", duration(newest[len(newest) // 2]), "median", context)
+    lengths, by_itself = sorted(length for _, length, _ in newest), sum(alone for *_, alone in newest)
+    context = f"{by_itself} without a person, slowest {duration(lengths[-1])}"
+    label = f"recovery, last {len(newest)} restarts" if len(newest) > 1 else "recovery, the last restart"
+    return _tile(label, duration(lengths[len(lengths) // 2]), "median", context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import select
@@ -58,6 +59,13 @@ def listed(
     if since_s is not None:
         query = query.where(Event.at_s >= since_s)
     return list(reversed(session.scalars(query).all()))
+
+
+def of_nodes(session: Session, kinds: Collection[str], *, since_s: float) -> list[tuple[str, str, float]]:
+    """(node, kind, when) of the lines of these kinds since a moment, oldest first."""
+    query = select(Event.node, Event.kind, Event.at_s).where(Event.kind.in_(kinds), Event.at_s >= since_s)
+    rows = session.execute(query.order_by(Event.at_s, Event.id))
+    return [(node, kind, at_s) for node, kind, at_s in rows if node]
 
 
 def nodes_of_kind(session: Session, kind: str, *, since_s: float) -> frozenset[str]:

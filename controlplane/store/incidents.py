@@ -19,6 +19,8 @@ from controlplane.store.tables import Decision, Event, Fault, Incident
 DECIDED = "incident_decided"
 """The kind of the event that ties a decision to an incident: one decision may answer several."""
 RESOLVED = "incident_resolved"
+BY_ITSELF = "all signals clear"
+"""How the resolution of an incident begins that no person resolved."""
 _STANDS, _ASKS = ("open", "acked"), ("drain", "restart", "rma")
 
 
@@ -67,6 +69,13 @@ def add(session: Session, **values: Any) -> Incident:
     incident = Incident(id=uuid7(values["opened_s"]), **values)
     session.add(incident)
     return incident
+
+
+def cleared(session: Session, *, since_s: float) -> int:
+    """How many were resolved since a moment because their signals had cleared, without a person."""
+    by_itself = Incident.resolution.startswith(BY_ITSELF)
+    query = select(func.count()).select_from(Incident).where(Incident.resolved_s >= since_s, by_itself)
+    return int(session.execute(query).scalar_one())
 
 
 def members(session: Session, incident_ids: Collection[str]) -> dict[str, Members]:

@@ -230,6 +230,11 @@ def cordon(session: Session, name: str, *, reason: str, now: float) -> bool:
     return _change(session, name, cordoned=True, state_reason=reason, state_since_s=now)
 
 
+def quarantine(session: Session, name: str, *, reason: str, now: float) -> bool:
+    """Takes a node out of service, to be returned by a person. False if there is no such node."""
+    return _change(session, name, cordoned=True, state="quarantined", state_reason=reason, state_since_s=now)
+
+
 def uncordon(session: Session, name: str, *, reason: str, now: float) -> bool:
     """Lets a node take ranks again: healthy, in a new session. False if there is no such node."""
     return _change(

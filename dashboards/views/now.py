@@ -151,7 +151,9 @@ def _incidents() -> None:
     if view is None:
         return
     rows: Sequence[Row] = view.get("incidents") or []
-    told = now_rows.incident_words(rows, int(view.get("incidents_open") or len(rows)))
+    told = now_rows.incident_words(
+        rows, int(view.get("incidents_open") or len(rows)), int(view.get("incidents_cleared") or 0)
+    )
     st.html(now_rows.section_with_link("Incidents", told, "all incidents", "incidents"))
     if rows:
         st.html(f'<div class="tt-scroll">{now_rows.incident_table(rows)}</div>')
@@ -166,8 +168,8 @@ def _lost() -> None:
     rows = view.get("lost") or []
     if not rows:
         return
-    total = sum(float(row.get("gpu_h") or 0.0) for row in rows)
-    bars = figures_now.bars_of(rows)
-    theme.section("GPU-hours lost", figures_now.span_words(bars), f"{words.figure(total)} GPU-hours")
-    option = figures_now.lost_option(bars, theme.palette())
-    st.echarts_chart(option, height=LOST_HEIGHT, key="now_lost", alt=f"{words.figure(total)} GPU-hours lost, by cause")
+    of = view.get("lost_of") or {}
+    bars, gpus, told = figures_now.bars_of(rows), int(of.get("gpus") or 0), figures_now.lost_words(rows, of)
+    theme.section("GPU-hours lost", figures_now.span_words(bars, gpus), told)
+    option = figures_now.lost_option(bars, theme.palette(), gpus)
+    st.echarts_chart(option, height=LOST_HEIGHT, key="now_lost", alt=f"{told} lost, by cause")

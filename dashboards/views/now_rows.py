@@ -128,10 +128,13 @@ def rate_words(rate: float | None) -> str:
     return f"{words.figure(rate)} tok/s"
 
 
-def incident_words(rows: Sequence[Row], count: int) -> str:
-    """open 5, somebody is on 2; of more than are listed only how many there are"""
+def incident_words(rows: Sequence[Row], count: int, cleared: int = 0) -> str:
+    """open 5, somebody is on 2, cleared by themselves today 7; of more than are listed only how many there are"""
     held = sum(1 for row in rows if row.get("owner")) if count == len(rows) else 0
-    return f"open {words.number(count)}" + (f", somebody is on {held}" if held else "") if rows else ""
+    parts = [f"open {words.number(count)}"] if rows else []
+    parts += [f"somebody is on {held}"] if held else []
+    parts += [f"cleared by themselves in 24 h {words.number(cleared)}"] if cleared else []
+    return ", ".join(parts)
 
 
 def incident_table(rows: Sequence[Row]) -> str:

@@ -230,7 +230,9 @@ def now_view(world: World) -> dict[str, Any]:
         "fleet": {"nodes": fleet.nodes, "gpus": count, "counts": counts},
         "age_s": 0.8,
         "simulated": fleet.simulated,
+        "incidents_cleared": 7,
         "lost": lost(time.time()),
+        "lost_of": {"gpu_h": 24.0 * count, "gpus": count},
     }
 
 
@@ -272,12 +274,15 @@ def now_tiles(healthy: int, count: int) -> list[dict[str, str]]:
     return [{**dict(zip(names, row, strict=True)), "level": "ok"} for row in rows]
 
 
+RESTARTS = {33: 398, 90: 412}
+
+
 def lost(end_s: float) -> list[dict[str, Any]]:
     """A day of small losses with two restarts."""
-    hours = {"out of service": lambda slot: 2.0, "queue": lambda slot: 4.0 if slot % 7 else 9.0}
-    hours["start, load"] = lambda slot: 60.0 if slot in (33, 90) else 1.0
+    hours = {"out of service": lambda slot: 2.0, "queue, drain, checkpoint": lambda slot: 4.0 if slot % 7 else 9.0}
+    hours["start, load, steps run twice"] = lambda slot: 60.0 if slot in RESTARTS else 1.0
     return [
-        {"from_s": begin, "to_s": begin + 900, "cause": cause, "gpu_h": of(slot)}
+        {"from_s": begin, "to_s": begin + 900, "cause": cause, "gpu_h": of(slot), "incident": RESTARTS.get(slot)}
         for slot in range(96)
         for begin in (end_s - 86_400 + 900 * slot,)
         for cause, of in hours.items()

@@ -34,11 +34,11 @@ def test_bars_lose_no_hour_and_are_not_too_many(spans: list[tuple[float, float, 
 
 
 def test_a_span_is_counted_where_it_was() -> None:
-    bars = figures_now.bars_of([span(0, 60, 6), span(30, 30, 1, "restart"), span(95, 96, 0.5)])
+    bars = figures_now.bars_of([span(0, 60, 6), span(30, 30, 1, "restart"), span(97, 98, 0.5)])
     assert bars.width_s == 2.0
     assert bars.hours["queue"][0] == pytest.approx(0.2)
     assert bars.hours["restart"][15] == 1
-    assert figures_now.span_words(bars) == "00:00:00 to 00:01:38 UTC, 1 m 38 s, one bar = 2 s"
+    assert figures_now.span_words(bars) == "00:00:00 to 00:01:40 UTC, 1 m 40 s, one bar = 2 s"
 
 
 def test_the_chart_of_what_was_lost_paints_each_cause_by_what_it_is() -> None:
@@ -48,6 +48,25 @@ def test_the_chart_of_what_was_lost_paints_each_cause_by_what_it_is() -> None:
     )
     assert [row["itemStyle"]["color"] for row in option["series"]] == [palette["off"], palette["load"]]
     assert figures_now.role("never heard of") == "off"
+    assert option["series"][0]["data"] == [1, 0] and option["yAxis"]["name"] == "GPU-h"
+
+
+def test_what_was_lost_is_a_share_of_the_fleet_and_named_after_its_incident() -> None:
+    causes = ("start, load, steps run twice", "out of service")
+    rows = [span(900 * slot, 900 * slot + 900, 1.0, cause) for slot in range(96) for cause in causes]
+    rows += [{**span(9_000, 9_900, 60.0), "incident": 398}, {**span(9_900, 10_800, 30.0), "incident": 398}]
+    rows += [{**span(9_000, 9_900, 50.0), "incident": 7}, {**span(18_000, 18_900, 0.5), "incident": 12}]
+    bars = figures_now.bars_of(rows)
+    assert list(bars.hours) == ["queue", "out of service", "start, load, steps run twice"]
+    assert bars.names == {10: "INC-0398"}, "the costlier of two in one bar, and none for a low bar"
+    option = figures_now.lost_option(bars, tokens.palette("light"), gpus=1024)
+    assert option["series"][1]["data"][0] == pytest.approx(100 * 1 / (1024 * 0.25), abs=1e-4)
+    top = option["series"][-1]["data"][10]
+    assert top["label"]["formatter"] == "INC-0398" and top["value"] == option["series"][-1]["data"][11]
+    assert "name" not in option["yAxis"] and option["yAxis"]["axisLabel"]["formatter"] == "{value} %"
+    assert figures_now.span_words(bars, 1024).endswith("share of 1,024 GPUs, one bar = 15 m")
+    assert figures_now.lost_words([span(0, 1, 1450)], {"gpu_h": 24_576}) == "1,450 of 24,576 GPU-hours, 5.9 %"
+    assert figures_now.lost_words([span(0, 1, 2.5)], {}) == "2.50 GPU-hours"
 
 
 @pytest.mark.parametrize(

@@ -267,3 +267,11 @@ def test_capacity_says_what_is_there_and_free(backend: KubeBackend, plan: Attemp
     found = reaches(backend, plan, "running")
     busy = {member.node for member in found.members}
     until(lambda: {one.node for one in backend.capacity(asked) if not one.free} == busy)
+
+
+def test_a_node_that_the_installation_does_not_name_is_no_place(backend: KubeBackend) -> None:
+    asked = [f"node-{index:03d}" for index in range(16)]
+    labels = {name: (backend.nodes.get(name) or {})["metadata"]["labels"] for name in asked}
+    mortal = {name for name in asked if labels[name]["trimtab.dev/kubelet"] == "mortal"}
+    backend.options = replace(backend.options, node_selector={"trimtab.dev/kubelet": "mortal"})
+    assert mortal and {one.node for one in backend.capacity(asked)} == mortal

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy import select
 
-from controlplane.runs.ledger import ATTEMPTS_PER_HOUR, FREE, HOUR_S, INFRASTRUCTURE, INFRASTRUCTURE_PER_HOUR
+from controlplane.runs.ledger import (
+    ATTEMPTS_PER_HOUR,
+    FREE,
+    HOUR_S,
+    INFRASTRUCTURE,
+    INFRASTRUCTURE_PER_HOUR,
+    SAME_ROOT_WITHOUT_PROGRESS,
+)
 from controlplane.runs.states import ATTEMPT, ENDED
 from controlplane.store.engine import Store
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Event, Run
@@ -107,6 +114,16 @@ def _budgets(run: Run, attempts: Sequence[Attempt], decisions: dict[str, Decisio
             yield f"{after.name} began after {len(machines)} restarts for the machines' sake within an hour"
         if before in own and len(own) > restarts:
             yield f"{after.name} began after {len(own)} failures of its own with a budget of {restarts}"
+        charged = [one for one in reversed(ended) if one.end_class not in FREE]
+        same = len(list(itertools.takewhile(lambda one, newest=before: _repeats(one, newest), charged)))
+        if before in charged and same >= SAME_ROOT_WITHOUT_PROGRESS:
+            yield f"{after.name} began after the same failure {same} times without progress"
+
+
+def _repeats(one: Attempt, newest: Attempt) -> bool:
+    """Whether it failed as the newest did, and no further from the end; steps that nobody told repeat nothing."""
+    roots = {str((each.end or {}).get("fingerprint") or each.end_class) for each in (one, newest)}
+    return len(roots) == 1 and None not in (one.last_step, newest.last_step) and one.last_step >= newest.last_step
 
 
 def _evidence(decisions: Sequence[Decision], attempts: Sequence[Attempt]) -> Iterator[str]:

@@ -97,6 +97,7 @@ SPOILT: dict[str, tuple[Any, str]] = {
     "a late checkpoint of who was given up": (late_checkpoint, "was written after that was given up, and is valid"),
     "the cluster's failures without end": (copies("killed", INFRASTRUCTURE_PER_HOUR), "for the machines' sake"),
     "the run's own failures without end": (copies("error", 9), "failures of its own with a budget of 8"),
+    "one failure again and again": (copies("error", 3), "the same failure 3 times without progress"),
     "more ends than any hour may have": (copies("saved", 25), "ends within an hour"),
     "a decision without evidence": (change(Decision, {}, evidence=[]), "no reason or no evidence"),
     "a decision without a reason": (change(Decision, {}, reason=""), "no reason or no evidence"),

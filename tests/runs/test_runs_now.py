@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlplane.services import incidents as incident_service
+from controlplane.services import nodes as node_service
 from controlplane.services import runs as service
-from controlplane.services import views_incidents, views_lost, views_now, views_runs, views_why
+from controlplane.services import views_incidents, views_lost, views_now, views_outages, views_runs, views_why
 from controlplane.services.live import Live
 from controlplane.store.engine import Store
 from tests.runs.piloting import BOOK, Pilot
@@ -43,20 +45,65 @@ def tile(found: dict[str, Any], label: str) -> dict[str, Any]:
     return next(one for one in found["tiles"] if one["label"] == label)
 
 
+def of_runs(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was lost, but for nodes that were out of service."""
+    return [row for row in found["lost"] if row["cause"] != views_outages.CAUSE]
+
+
+def act(pilot: Pilot, done: Callable[..., object], node: str) -> None:
+    """A person does something to a node."""
+    with pilot.store.write() as session:
+        done(session, node, actor="ada", reason="a look", now=pilot.clock.now())
+
+
 def test_gpu_hours_lost_are_those_of_the_runs_own_page(pilot: Pilot) -> None:
     run_id = restarted(pilot)
-    ledger, rows = view(pilot, run_id)["goodput"], now(pilot)["lost"]
+    ledger = view(pilot, run_id)["goodput"]
+    rows = of_runs(now(pilot))
     assert sum(row["gpu_h"] for row in rows) == pytest.approx(sum(one["gpu_h"] for one in ledger["lost"]))
-    assert {row["cause"] for row in rows} <= {
-        *("place, checkpoint", "start, load, steps run twice", "decide, drain", "hang"),
-    }
-    assert not any("queue" in row["cause"] for row in rows), "the run was placed at once"
+    assert {row["cause"] for row in rows} <= {"queue, drain, checkpoint", "start, load, steps run twice", "hang"}
     assert all(row["from_s"] < row["to_s"] <= pilot.clock.now() for row in rows)
     again = sum(one["gpu_h"] for one in ledger["lost"] if one["phase"] == "steps again")
     first = view(pilot, run_id)["attempts"][0]
     late = [row for row in rows if row["cause"] == "start, load, steps run twice" and row["to_s"] <= first["ended_s"]]
     assert again > 0 and late[-1]["gpu_h"] == pytest.approx(again), "what was run twice lies before the fault"
     assert tile(now(pilot), "goodput, 24 h")["value"] == f"{ledger['percent']:.1f}"
+
+
+def test_what_a_restart_cost_is_told_with_its_incident(pilot: Pilot) -> None:
+    run_id = restarted(pilot)
+    first, second = view(pilot, run_id)["attempts"]
+    rows = now(pilot)["lost"]
+    by_restart = [row for row in rows if row["incident"] == 1]
+    assert {row["cause"] for row in by_restart} >= {"queue, drain, checkpoint", "start, load, steps run twice"}
+    assert all(row["to_s"] <= second["first_step_s"] for row in by_restart)
+    begun = [row for row in rows if row["to_s"] <= first["first_step_s"]]
+    assert begun and not any(row["incident"] for row in begun), "its first start was nobody's fault"
+
+
+def test_a_node_that_is_out_costs_its_gpus_until_it_is_back(pilot: Pilot) -> None:
+    def out() -> list[tuple[float, float, float]]:
+        rows = [row for row in now(pilot)["lost"] if row["cause"] == views_outages.CAUSE]
+        return [(row["from_s"] - begin, row["to_s"] - begin, row["gpu_h"]) for row in rows]
+
+    begin = pilot.clock.now()
+    assert out() == []
+    act(pilot, node_service.cordon, "node-1")
+    pilot.clock.advance(1800)
+    act(pilot, node_service.drain, "node-1")  # out twice is out once
+    assert out() == [(0, 1800, 4.0)]
+    act(pilot, node_service.give_back, "node-1")
+    pilot.clock.advance(3600)
+    assert out() == [(0, 1800, 4.0)]
+    act(pilot, node_service.drain, "node-1")
+    pilot.clock.advance(1800)
+    assert out() == [(0, 1800, 4.0), (5400, 7200, 4.0)]
+    pilot.clock.advance(86_400)
+    assert out() == [(7200, 93_600, 192.0)], "the last day only, though it left before"
+    act(pilot, node_service.give_back, "node-1")
+    pilot.clock.advance(43_200)
+    assert out() == [(50_400, 93_600, 96.0)], "one that came back had left before the day began"
+    assert now(pilot)["lost_of"] == {"gpu_h": pytest.approx(24 * 8 * len(pilot.names)), "gpus": 8 * len(pilot.names)}
 
 
 def test_after_its_end_a_run_counts_for_a_day_and_no_longer(pilot: Pilot) -> None:
@@ -86,10 +133,10 @@ def test_a_day_that_is_kept_is_the_one_that_would_be_read(pilot: Pilot) -> None:
     pilot.clock.advance(views_lost.SETTLED_S + 1)
     for _ in range(2):
         again = now(pilot)
-        assert (again["lost"], again["tiles"][1]) == (first["lost"], first["tiles"][1])
+        assert (of_runs(again), again["tiles"][1]) == (of_runs(first), first["tiles"][1])
     assert list(views_lost._kept) == [pilot.run(run_id).uid]
     pilot.clock.advance(86_400)
-    assert now(pilot)["lost"] == []
+    assert of_runs(now(pilot)) == []
 
 
 def test_a_fault_that_comes_back_is_not_told_as_the_one_before_it(pilot: Pilot) -> None:

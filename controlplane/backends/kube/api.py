@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import urllib3
@@ -24,7 +25,11 @@ from controlplane.backends.base import BackendUnavailable
 from controlplane.backends.kube.bucket import TokenBucket
 
 Json = dict[str, Any]
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 TIMEOUT_S = 10.0
+CALLS_AT_ONCE = 8
+"""half of the connections that the client keeps"""
 TAIL_LINES = (10_000, 1000, 100, 10, 1)
 TAIL_BYTES = 4 << 20
 PATCHES = {
@@ -285,6 +290,17 @@ class KubeApi:
     def _count(self, method: str, answer: str) -> None:
         with self._counting:
             self.calls[method, answer] += 1
+
+
+def at_once(act: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
+    """Several calls side by side, in order of the items; a single one in the caller's own thread.
+
+    Raises the first error in that order, once all have been tried.
+    """
+    if len(items) <= 1:
+        return [act(item) for item in items]
+    with ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="kube calls") as calls:
+        return list(calls.map(act, items))
 
 
 def _query(query: Mapping[str, object]) -> str:

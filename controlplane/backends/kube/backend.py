@@ -29,12 +29,12 @@ from controlplane.backends.base import (
     StopMode,
     SubmitConflict,
 )
-from controlplane.backends.kube import forecast, manifests
+from controlplane.backends.kube import forecast, job_look, manifests
 from controlplane.backends.kube.api import AlreadyExists, Conflict, Forbidden, Invalid, Json, KubeApi, NotFound, Refused
 from controlplane.backends.kube.kubelets import Kubelets
 from controlplane.backends.kube.nodes import NodeActuator, status_of
 from controlplane.backends.kube.options import GPU_RESOURCE, KubeOptions
-from controlplane.backends.kube.pods import attempt_of, holds_gpus, index_of, member_of, node_of, pod_over, slim
+from controlplane.backends.kube.pods import attempt_of, holds_gpus, index_of, node_of, pod_over, slim
 from controlplane.backends.kube.reflector import Reflector
 from controlplane.backends.kube.takedown import take_down
 from controlplane.clock import Clock
@@ -176,7 +176,7 @@ class KubeBackend:
         if age_s <= STALE_S:
             job = self.jobs.get(name, self.options.namespace)
             if job is not None:
-                seen = self.mark_stuck(_judged(name, job, self.copied_pods(name), now))
+                seen = self.mark_stuck(job_look.judged(name, job, self.copied_pods(name), now))
                 if seen.state in ("pending", "running"):
                     return seen
         try:
@@ -191,14 +191,16 @@ class KubeBackend:
         """
         try:
             job = self._api.get(f"{self._jobs_path}/{name}")
-            pods = [] if _failed(job) and self.pods.age_s <= STALE_S else self.read_pods(name)
+            pods = [] if job_look.failed(job) and self.pods.age_s <= STALE_S else self.read_pods(name)
         except NotFound:
             return Observation(name, "absent", now)
         except Refused as error:
             return Observation(name, "unknown", now, reason=str(error))
         found = {index_of(pod): pod for pod in (*self.copied_pods(name), *pods)}
         gone = {index_of(pod): pod for pod in self.pods.departed() if attempt_of(pod) == name}
-        return self.mark_stuck(_judged(name, job, found.values(), now, [gone[at] for at in gone.keys() - found.keys()]))
+        return self.mark_stuck(
+            job_look.judged(name, job, found.values(), now, [gone[at] for at in gone.keys() - found.keys()])
+        )
 
     def mark_stuck(self, seen: Observation) -> Observation:
         """Members past their grace on a node whose kubelet is silent: deleting them again would change nothing."""
@@ -247,7 +249,7 @@ class KubeBackend:
         has none left, whatever the copy of its pods still shows.
         """
         job = self.jobs.get(name, self.options.namespace)
-        under_way = job is not None and (_ended(job) is None or _failed(job))
+        under_way = job is not None and (job_look.ended(job) is None or job_look.failed(job))
         if under_way and self.pods.age_s <= STALE_S and not all(map(self._cannot_write, self.copied_pods(name))):
             return False
         try:
@@ -257,7 +259,7 @@ class KubeBackend:
             job = None
         except Refused as error:
             raise BackendUnavailable(str(error)) from error
-        over = job is None or _ended(job) is not None or bool(job["spec"].get("suspend"))
+        over = job is None or job_look.ended(job) is not None or bool(job["spec"].get("suspend"))
         return over and all(map(self._cannot_write, pods))
 
     def _cannot_write(self, pod: Json) -> bool:
@@ -272,14 +274,14 @@ class KubeBackend:
     # --- capacity, logs ---
 
     def capacity(self, nodes: Sequence[str]) -> list[NodeCapacity]:
-        """Ready nodes that may be scheduled on; free are those on which no pod holds a GPU."""
+        """Nodes with GPUs on which our pods may be put; free are those on which no pod holds a GPU."""
         if self.nodes.age_s > STALE_S or self.pods.age_s > STALE_S:
             raise BackendUnavailable(f"the copy of the cluster's nodes is {self.nodes.age_s:.0f} s old")
         busy = {node_of(pod) for pod in self.pods.objects().values() if not pod_over(pod) and holds_gpus(pod)}
         found = []
         for name in nodes:
             node = self.nodes.get(name)
-            if node is not None and usable(node):
+            if node is not None and has_gpus(node) and not forecast.barred(node, self.options):
                 found.append(NodeCapacity(name, name not in busy))
         return found
 
@@ -331,59 +333,14 @@ def dry_run(api: KubeApi, rendered: Iterable[tuple[str, Json]], unknown: Mapping
     return refused
 
 
+def has_gpus(node: Json) -> bool:
+    """Whether its device plugin offers GPUs."""
+    return GPU_RESOURCE in ((node.get("status") or {}).get("allocatable") or {})
+
+
 def ready(node: Json) -> bool:
     """Whether its kubelet says, and is still heard to say, that it can run pods."""
     return forecast.ready_condition(node).get("status") == "True"
-
-
-def usable(node: Json) -> bool:
-    """Ready, schedulable, with GPUs, and without a taint that keeps pods away."""
-    status, spec = node.get("status") or {}, node.get("spec") or {}
-    barred = any(taint.get("effect") in ("NoSchedule", "NoExecute") for taint in spec.get("taints") or ())
-    return (
-        ready(node)
-        and not spec.get("unschedulable")
-        and not barred
-        and GPU_RESOURCE in (status.get("allocatable") or {})
-    )
-
-
-def _judged(name: str, job: Json, pods: Iterable[Json], now: float, gone: Iterable[Json] = ()) -> Observation:
-    """What a Job and its pods say together: a gang ends with its first failure. `gone`: pods that were deleted."""
-    past = (replace(member_of(pod), alive=False, running=False) for pod in gone)
-    members = tuple(sorted((*map(member_of, pods), *past), key=lambda one: one.index))
-    uid, wanted = str(job["metadata"]["uid"]), int(job["spec"]["completions"])
-    seen = Observation(name, "pending", now, uid, members)
-    condition = _ended(job)
-    if condition is not None and condition["type"] == "Complete":
-        return replace(seen, state="succeeded")
-    if condition is not None:
-        return replace(seen, state="failed", reason=str(condition.get("message") or condition.get("reason") or ""))
-    if any(not member.alive and member.exit_code not in (0, None) for member in members):
-        return replace(seen, state="failed")
-    running = sum(member.running for member in members)
-    done = sum(member.exit_code == 0 for member in members)
-    return replace(seen, state="running") if running + done >= wanted else seen
-
-
-def _ended(job: Json) -> Json | None:
-    """The condition that ended the Job. FailureTarget counts: its pods are already being taken down."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    return next(
-        (
-            one
-            for kind in ("Complete", "Failed", "FailureTarget")
-            for one in conditions
-            if one["type"] == kind and one["status"] == "True"
-        ),
-        None,
-    )
-
-
-def _failed(job: Json) -> bool:
-    """Whether it has ended, and not well."""
-    condition = _ended(job)
-    return condition is not None and condition["type"] != "Complete"
 
 
 def _slim_node(node: Json) -> Json:

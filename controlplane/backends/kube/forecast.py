@@ -53,6 +53,18 @@ def node_forecast(node: Json, plan: AttemptPlan, options: KubeOptions) -> NodeFo
 
 
 def _refusal(node: Json, gpus: int, plan: AttemptPlan, options: KubeOptions) -> str:
+    closed = barred(node, options)
+    if closed:
+        return closed
+    if node["metadata"]["name"] in plan.excluded:
+        return "excluded by a decision"
+    if gpus < plan.gpus_per_node:
+        return f"offers {gpus} GPUs, {plan.gpus_per_node} are asked for"
+    return ""
+
+
+def barred(node: Json, options: KubeOptions) -> str:
+    """Why no pod of an installation would be put on a node, whatever the attempt; "" if nothing is in the way."""
     head, spec = node["metadata"], node.get("spec") or {}
     state = ready_condition(node)
     if state.get("status") != "True":
@@ -67,10 +79,6 @@ def _refusal(node: Json, gpus: int, plan: AttemptPlan, options: KubeOptions) -> 
     lacking = [f"{key}={value}" for key, value in options.node_selector.items() if marks.get(key) != value]
     if lacking:
         return f"without the label {', '.join(lacking)}"
-    if head["name"] in plan.excluded:
-        return "excluded by a decision"
-    if gpus < plan.gpus_per_node:
-        return f"offers {gpus} GPUs, {plan.gpus_per_node} are asked for"
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from controlplane.backends.base import BackendUnavailable, NodeChange, NodeStatus, Quarantine
-from controlplane.backends.kube.api import Conflict, Forbidden, Json, KubeApi, NotFound, Refused
+from controlplane.backends.kube.api import Conflict, Forbidden, Json, KubeApi, NotFound, Refused, at_once
 from controlplane.backends.kube.options import PREFIX
 
 TAINT = f"{PREFIX}/quarantine"
@@ -102,29 +102,33 @@ class NodeActuator:
     def sync(self, wanted: Mapping[str, Quarantine | None], seen: Mapping[str, Json]) -> list[NodeChange]:
         """Changes what differs among `seen` (copies of nodes, by name); a node that cannot be changed stays for later.
 
-        Raises BackendUnavailable when the API server does not answer at all.
+        Several at a time: many nodes may err at once. Raises BackendUnavailable when none could be changed for it.
         """
+        due = [(name, given) for name, given in wanted.items() if name in seen and _differs(seen[name], given)]
         changes: list[NodeChange] = []
-        for name, quarantine in wanted.items():
-            copy = seen.get(name)
-            if copy is None or not _differs(copy, quarantine):
-                continue
-            try:
-                change = self._bring(name, quarantine)
-            except BackendUnavailable:
-                raise
-            except Forbidden as error:
-                _log.error("nodes may not be changed; install the node actuator's role", error=str(error))
-                return changes
-            except (Conflict, NotFound) as error:
-                _log.info("a node changed meanwhile and is looked at again", node=name, error=str(error))
-                continue
-            except Refused as error:
-                _log.warning("a node could not be changed", node=name, error=str(error))
-                continue
-            if change:
-                changes.append(change)
+        for part in (due[:1], due[1:]):  # the first alone: it shows whether nodes may be changed at all
+            for found in at_once(self._tried, part):
+                if isinstance(found, NodeChange):
+                    changes.append(found)
+                elif isinstance(found, Forbidden):
+                    _log.error("nodes may not be changed; install the node actuator's role", error=str(found))
+                    return changes
+                elif isinstance(found, BackendUnavailable) and not changes:
+                    raise found
         return changes
+
+    def _tried(self, due: tuple[str, Quarantine | None]) -> NodeChange | Forbidden | BackendUnavailable | None:
+        """What became of one node: changed, looked at again in the next round, or an error that others may have too."""
+        name, quarantine = due
+        try:
+            return self._bring(name, quarantine)
+        except (Forbidden, BackendUnavailable) as error:
+            return error
+        except (Conflict, NotFound) as error:
+            _log.info("a node changed meanwhile and is looked at again", node=name, error=str(error))
+        except Refused as error:
+            _log.warning("a node could not be changed", node=name, error=str(error))
+        return None
 
     def _bring(self, name: str, quarantine: Quarantine | None) -> NodeChange | None:
         """One node, read afresh: the copy has no managedFields and may be old."""

@@ -1,27 +1,26 @@
-"""How an attempt's pods are taken down: its Job is told to end, and a kill deletes the pods before.
+"""How an attempt's pods are taken down: its Job is told to end, and a kill cuts the time that its pods have to save.
 
 A deadline that has passed is final (a Job that is only suspended may be let go by a queue): the Job's own controller
-takes down all pods, with the time to save. A kill cuts that time by deleting the pods itself. It goes first: a pod that
-was given one second costs the Job's controller no write more.
+then takes down all pods at a time. A kill deletes them besides, with one second: few pods before the Job is told, since
+that is fastest; those of a large gang once its controller has told them, since the API server deletes a collection's
+objects one after the other and both would be in each other's way. Where that controller does nothing, a kill does it.
 
-Asked again in each round, by the copies: only what is not told yet is told. The API server deletes a collection's
-objects one after the other, so a large gang goes in parts, by the label of the pods' index, and in several rounds.
+Asked again in each round, by the copies: only what is not told yet is told, a round at a time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from controlplane.backends.kube import manifests
-from controlplane.backends.kube.api import Json, KubeApi, NotFound
+from controlplane.backends.kube import job_look, manifests
+from controlplane.backends.kube.api import CALLS_AT_ONCE, Json, KubeApi, NotFound, at_once
 from controlplane.backends.kube.pods import index_of, pod_over
 
 KILL_GRACE_S = 1
 """never 0: that only forgets the pod, while its processes may run on"""
 DEADLINE_S = 1
-PODS_A_CALL, CALLS_AT_ONCE = 32, 8
+PODS_A_CALL = 32
 ROUND_S = 3.0
 """No call begins later than that in a round: other runs wait meanwhile."""
 
@@ -35,19 +34,25 @@ def take_down(
     in either mode, since nobody else ends them.
     """
     there = job is not None and job["spec"].get("activeDeadlineSeconds") == DEADLINE_S
+    left = None if pods is None else [pod for pod in pods if not pod_over(pod)]
+    if left is not None and job is not None:
+        left = _for_us(job, left, told=there)
     try:
         if kill:
-            delete_pods(api, pods_path, name, pods, grace_s=KILL_GRACE_S)
+            delete_pods(api, pods_path, name, left, grace_s=KILL_GRACE_S)
     finally:
         there = there or _told_to_end(api, job_path)
     if not there and not kill:
-        delete_pods(api, pods_path, name, pods, grace_s=None)
+        delete_pods(api, pods_path, name, left, grace_s=None)
 
 
 def delete_pods(api: KubeApi, pods_path: str, name: str, pods: Sequence[Json] | None, *, grace_s: int | None) -> None:
-    """Deletes the pods of an attempt that have not been told to end within `grace_s`, as many as fit a round."""
+    """Deletes those of an attempt's pods that were not told to end within `grace_s`, as many as fit a round.
+
+    No pods means that nobody knows them: all that bear the attempt's name are deleted.
+    """
     of_attempt = manifests.selector(name)
-    left = None if pods is None else [index_of(pod) for pod in pods if not pod_over(pod) and not _told(pod, grace_s)]
+    left = None if pods is None else sorted(index_of(pod) for pod in pods if not _told(pod, grace_s))
     if left is None or -1 in left:
         api.delete_all(pods_path, of_attempt, grace_s=grace_s)
         return
@@ -59,8 +64,15 @@ def delete_pods(api: KubeApi, pods_path: str, name: str, pods: Sequence[Json] | 
             selector = f"{of_attempt},{manifests.INDEX} in ({','.join(map(str, part))})"
             api.delete_all(pods_path, selector, grace_s=grace_s)
 
-    with ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="takedown") as calls:
-        list(calls.map(delete, parts))
+    at_once(delete, parts)
+
+
+def _for_us(job: Json, pods: list[Json], *, told: bool) -> list[Json]:
+    """The pods that a kill deletes now: while the Job's controller is at work only those that it has told."""
+    if job_look.failed(job):
+        return [pod for pod in pods if "deletionTimestamp" in pod["metadata"]]
+    large = len(pods) > PODS_A_CALL * CALLS_AT_ONCE
+    return [] if large and not told else pods
 
 
 def _told(pod: Json, grace_s: int | None) -> bool:
