@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -227,6 +228,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few nodes, small gangs")
     plan = QUICK if parser.parse_args().quick else FULL
     missed = 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever stops it must not leave a control plane behind
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
         bench = Bench(Path(folder), plan.nodes + SPARES, mortal=2)
         try:

@@ -1,11 +1,11 @@
-"""How an attempt's pods are taken down: its Job is told to end, and a kill cuts the time that its pods have to save.
+"""How an attempt's pods are taken down: its Job is told to end, and a kill deletes the pods before.
 
 A deadline that has passed is final (a Job that is only suspended may be let go by a queue): the Job's own controller
-then takes down all pods at a time. A kill deletes them besides, with one second: few pods before the Job is told, since
-that is fastest; those of a large gang once its controller has told them, since the API server deletes a collection's
-objects one after the other and both would be in each other's way. Where that controller does nothing, a kill does it.
+takes down all pods, with the time to save. A kill cuts that time by deleting the pods itself. It goes first: a pod that
+was given one second costs the Job's controller no write more, and 1,024 pods were gone sooner than the other way round.
 
-Asked again in each round, by the copies: only what is not told yet is told, a round at a time.
+Asked again in each round, by the copies: only what is not told yet is told. The API server deletes a collection's
+objects one after the other: a gang goes in parts, by the label of the pods' index, and a large one in several rounds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from controlplane.backends.kube import job_look, manifests
-from controlplane.backends.kube.api import CALLS_AT_ONCE, Json, KubeApi, NotFound, at_once
+from controlplane.backends.kube import manifests
+from controlplane.backends.kube.api import Json, KubeApi, NotFound, at_once
 from controlplane.backends.kube.pods import index_of, pod_over
 
 KILL_GRACE_S = 1
@@ -35,8 +35,6 @@ def take_down(
     """
     there = job is not None and job["spec"].get("activeDeadlineSeconds") == DEADLINE_S
     left = None if pods is None else [pod for pod in pods if not pod_over(pod)]
-    if left is not None and job is not None:
-        left = _for_us(job, left, told=there)
     try:
         if kill:
             delete_pods(api, pods_path, name, left, grace_s=KILL_GRACE_S)
@@ -65,14 +63,6 @@ def delete_pods(api: KubeApi, pods_path: str, name: str, pods: Sequence[Json] | 
             api.delete_all(pods_path, selector, grace_s=grace_s)
 
     at_once(delete, parts)
-
-
-def _for_us(job: Json, pods: list[Json], *, told: bool) -> list[Json]:
-    """The pods that a kill deletes now: while the Job's controller is at work only those that it has told."""
-    if job_look.failed(job):
-        return [pod for pod in pods if "deletionTimestamp" in pod["metadata"]]
-    large = len(pods) > PODS_A_CALL * CALLS_AT_ONCE
-    return [] if large and not told else pods
 
 
 def _told(pod: Json, grace_s: int | None) -> bool:
