@@ -88,7 +88,8 @@ def _named(bars: Bars, of_incident: Mapping[int, list[float]]) -> dict[int, str]
     highest = max(map(bars.total, range(bars.count)), default=0.0)
     found: dict[int, str] = {}
     for number, hours in sorted(of_incident.items(), key=lambda one: max(one[1])):
-        bar = hours.index(max(hours))
+        costly = [bar for bar in range(bars.count) if hours[bar] >= max(hours) / 2]
+        bar = max(costly, key=bars.total)  # a name on a bar in the shade of its neighbour would stand on that
         if bars.total(bar) >= NAMED_FROM * highest > 0:
             found[bar] = f"INC-{number:04d}"
     return found

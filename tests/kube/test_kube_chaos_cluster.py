@@ -109,6 +109,19 @@ def test_a_pod_that_somebody_deletes_ends_its_gang_whole(pilot: KubePilot) -> No
     tell(pilot, run_id, "somebody deletes one pod of a gang", "the whole gang ends and is started anew, once")
 
 
+def starts_half(pilot: KubePilot, run_id: str, no: int) -> None:
+    """Attempt `no` gets one node of two, and ends at its start deadline."""
+    rounds_until(pilot, lambda: len(pilot.attempts(run_id)) == no and pilot.last(run_id).state == "pending")
+    name = pilot.last(run_id).name
+    wait_for(lambda: sorted(one["status"].get("phase") for one in pilot.pods(name)) == ["Pending", "Running"])
+    pilot.live_round(601)
+    rounds_until(pilot, lambda: pilot.attempts(run_id)[no - 1].ended_s is not None)
+    ended = pilot.attempts(run_id)[no - 1]
+    assert (ended.state, ended.end_class) == ("failed", "never_started")
+    assert "Insufficient amd.com/gpu" in ended.end["message"] or "Unschedulable" in ended.end["message"]
+    wait_for(lambda: all(one["status"]["phase"] in ("Failed", "Succeeded") for one in pilot.pods(name)))
+
+
 def test_half_a_gang_is_deleted_at_its_deadline_and_the_missing_part_is_named(pilot: KubePilot) -> None:
     admin, space = pilot.world.admin, "other-work"
     admin.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": space}})
@@ -119,21 +132,16 @@ def test_half_a_gang_is_deleted_at_its_deadline_and_the_missing_part_is_named(pi
         admin.create(f"/api/v1/namespaces/{space}/pods", body)
     try:
         run_id = pilot.submit()
-        rounds_until(pilot, lambda: pilot.attempts(run_id) and pilot.last(run_id).state == "pending")
-        name = pilot.last(run_id).name
-        wait_for(lambda: sorted(one["status"].get("phase") for one in pilot.pods(name)) == ["Pending", "Running"])
-        pilot.live_round(601)
-        rounds_until(pilot, lambda: pilot.attempts(run_id)[0].ended_s is not None)
-        first = pilot.attempts(run_id)[0]
-        assert (first.state, first.end_class) == ("failed", "never_started")
-        assert "Insufficient amd.com/gpu" in first.end["message"] or "Unschedulable" in first.end["message"]
-        wait_for(lambda: all(one["status"]["phase"] in ("Failed", "Succeeded") for one in pilot.pods(name)))
+        for no in (1, 2):
+            starts_half(pilot, run_id, no)
     finally:
         admin.delete(f"/api/v1/namespaces/{space}")
         for name in pilot.names[1:]:
             admin.delete(f"/api/v1/namespaces/{space}/pods/{name}")
-    rounds_until(pilot, lambda: len(pilot.attempts(run_id)) == 2 and len(pilot.last(run_id).nodes) == 2, 5.0)
-    must = "ended at the start deadline, deleted, the missing part named; the next one starts when there is room"
+    rounds_until(pilot, lambda: len(pilot.attempts(run_id)) == 3 and len(pilot.last(run_id).nodes) == 2, 5.0)
+    first, second, third = pilot.attempts(run_id)
+    assert second.created_s - first.ended_s < 2 <= third.created_s - second.ended_s, "the second time it waits"
+    must = "ended at the start deadline, deleted, the missing part named; the third waits, and starts: there is room"
     tell(pilot, run_id, "half a gang starts: others hold the GPUs", must)
 
 
