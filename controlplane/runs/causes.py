@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from controlplane.runs.decide import KILL_AFTER_S
+from controlplane.runs.decide import KILL_AFTER_S, stuck_after_s
 
 GPU_HOURS_PER_STOP = 54 * 24 * 16_384 / 419
 """50,677 GPU-hours from one unplanned stop to the next."""
@@ -179,7 +179,9 @@ def back_s(cause: Cause, costs: Costs) -> float:
     restart = costs.restart
     again = restart.decide_s + restart.fence_s + restart.place_s + costs.load_s
     if cause.effect == "stuck":
-        return again + costs.window_s(cause) + restart.detect_s + costs.grace_s + KILL_AFTER_S
+        told = costs.window_s(cause) + restart.detect_s + restart.decide_s
+        stands = min(stuck_after_s(costs.step_s), told + costs.grace_s + KILL_AFTER_S)
+        return again - restart.decide_s + max(told + KILL_AFTER_S, stands)
     if cause.effect == "corrupts":
         return again + costs.window_s(cause) + restart.detect_s
     # slow: it saves and stops; exits and silent: nothing is waited for

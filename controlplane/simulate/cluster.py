@@ -94,6 +94,11 @@ class Cluster:
         silent = max(0.0, now - gang.stopped_s)
         return (Beat(0, gang.nodes[0], phase, first, done, silent, self.pace.step_s),)
 
+    @property
+    def stands_since_s(self) -> float:
+        """When the gang made its last step, as its heartbeat tells; now while it goes on."""
+        return self.agenda.now if self.gang is None else min(self.agenda.now, self.gang.stopped_s)
+
     def last_words(self) -> tuple[int | None, int | None]:
         """(first, last) step that the ranks completed; None while there is none."""
         if self.gang is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from controlplane.runs import choices
 from controlplane.runs.causes import Costs
 from controlplane.runs.checkpoints import lineage, resumable
-from controlplane.runs.decide import KILL_AFTER_S, decide
+from controlplane.runs.decide import KILL_AFTER_S, decide, stuck_after_s
 from controlplane.runs.ends import START_DEADLINE_S
 from controlplane.runs.goodput import Ledger, Spent, ledger
 from controlplane.runs.plan import Candidate
@@ -128,6 +128,7 @@ class Month:
         if self.rows.alive and last is not None:
             if last.state in LEAVING:
                 due += [last.state_since_s + KILL_AFTER_S, last.state_since_s + KILL_AFTER_S + self.setup.costs.grace_s]
+                due += [self.cluster.stands_since_s + stuck_after_s(self.setup.costs.step_s)]
             elif last.state == "pending":
                 due.append((last.submitted_s or last.created_s) + START_DEADLINE_S)
         elif last is not None and last.ended_s is not None:

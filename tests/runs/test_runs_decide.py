@@ -201,6 +201,32 @@ CASES: dict[str, Case] = {
         Press,
         {"mode": "kill"},
     ),
+    **{
+        f"{what}: {'it' if move is Press else 'nobody'} is killed before the grace is over": (
+            view(
+                attempt(state="draining", state_since_s=NOW - 6),
+                decision=decision(corrupting_since_s=None),
+                beats=told,
+                unheard=unheard,
+            ),
+            move,
+            {"mode": "kill"} if move is Press else {},
+        )
+        for what, told, unheard, move in (
+            ("all stand in a step", beats(silent=11.0), frozenset(), Press),
+            ("one of them is not heard", (beats(silent=11.0)[0], beats(silent=1.0)[1]), frozenset("b"), Press),
+            ("they have just stepped", beats(silent=9.0), frozenset(), Wait),
+            ("their steps are long", tuple(replace(one, step_s=5.0) for one in beats(silent=14.0)), frozenset(), Wait),
+            (
+                "one of them saves",
+                (beats(silent=11.0)[0], beats(phase="checkpoint", silent=11.0)[1]),
+                frozenset(),
+                Wait,
+            ),
+            ("they count no steps", beats(None, None, silent=11.0), frozenset(), Wait),
+            ("nobody has said anything", (), frozenset(), Wait),
+        )
+    },
     "who must not save has no grace": (
         view(attempt(state="stopping", state_since_s=NOW - 6), decision=decision()),
         Press,
