@@ -51,6 +51,11 @@ def test_every_json_of_the_documentation_is_json() -> None:
         json.loads(block)
 
 
+def test_no_page_of_the_documentation_waits_for_its_words() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    assert [path.name for path in pages if re.search(r"^[A-Z]{3,}$", path.read_text(), re.MULTILINE)] == []
+
+
 def test_every_link_of_the_documentation_leads_somewhere() -> None:
     broken = []
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
