@@ -148,7 +148,8 @@ class Training:
             simulated=self.simulated,
             **self.words(step),
         )
-        return f'"{self.run}-{step}"', body
+        # as the server's tag: what is stale has another one, or a page that has this step never hears of it
+        return f'"{self.run}-{step}-{"stopped" if self.stopped_at is not None else "going"}"', body
 
     def raster(self, layer: int, columns: int = 256, last: int | None = None) -> tuple[str, bytes]:
         """One layer over `columns` samples with a restart a quarter in and a change of data near the end."""
