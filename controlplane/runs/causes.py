@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from controlplane.runs.decide import KILL_AFTER_S, stuck_after_s
+from controlplane.runs.decide import KILL_AFTER_S
+from controlplane.runs.leaving import stuck_after_s
 
 GPU_HOURS_PER_STOP = 54 * 24 * 16_384 / 419
 """50,677 GPU-hours from one unplanned stop to the next."""

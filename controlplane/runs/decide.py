@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from controlplane.runs import checkpoints, choices, plan, skips, taint
+from controlplane.runs import checkpoints, choices, leaving, plan, skips, taint
 from controlplane.runs.checkpoints import Saved
 from controlplane.runs.ends import abandoned, of_look
 from controlplane.runs.states import ENDED, LEAVING, RUN_ENDED
@@ -39,7 +39,6 @@ RUNS_S = 120.0
 VERIFY_S = 600.0
 PLACED_S = 10.0
 SUSPECT_S, SUSPECT_STEPS = 20.0, 5
-STUCK_S, STUCK_STEPS = 10.0, 3
 _BY_MACHINE = ("killed", "lost", "peer_lost", "never_started", "preempted", "error")
 """ends that a fault of the hardware may well have brought about"""
 _ORDER = ("submitting", "pending", "starting", "init", "training")
@@ -289,32 +288,9 @@ def _leave(view: View, attempt: AttemptView, hit: Sequence[Trouble], source: Sav
     if not view.told:
         # the server that meant to tell it may have died first, or was not heard
         return Press("terminate" if saves else "kill", attempt.state)
-    if attempt.state == "draining" and waited_s > KILL_AFTER_S and (_unheard(view, look) or _stuck(view)):
+    if attempt.state == "draining" and waited_s > KILL_AFTER_S and leaving.in_vain(view, look):
         return Press("kill", "stopping")
     return Wait()
-
-
-def _unheard(view: View, look: Look) -> bool:
-    """Whether all that is left of a gang is on nodes that nobody hears from: the others saved, or could not."""
-    left = [member.node for member in look.members if member.alive]
-    return bool(left) and view.unheard.issuperset(left)
-
-
-def _stuck(view: View) -> bool:
-    """Whether no rank will save: all that are heard stand in a step for longer than one takes, and none has begun to.
-
-    One that counts steps says so when it saves; in a collective with a rank that is gone nobody comes to that.
-    """
-    heard = [beat for beat in view.beats if beat.node not in view.unheard]
-    return bool(heard) and all(
-        beat.phase == "train" and beat.last_step is not None and beat.silent_s > stuck_after_s(beat.step_s)
-        for beat in heard
-    )
-
-
-def stuck_after_s(step_s: float | None) -> float:
-    """Seconds without a step after which a rank that is to save stands still; `step_s` is its median step."""
-    return max(STUCK_S, STUCK_STEPS * (step_s or 0.0))
 
 
 def _advanced(view: View, attempt: AttemptView, look: Look) -> Move:

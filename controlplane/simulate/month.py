@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from controlplane.runs import choices
 from controlplane.runs.causes import Costs
 from controlplane.runs.checkpoints import lineage, resumable
-from controlplane.runs.decide import KILL_AFTER_S, decide, stuck_after_s
+from controlplane.runs.decide import KILL_AFTER_S, decide
 from controlplane.runs.ends import START_DEADLINE_S
 from controlplane.runs.goodput import Ledger, Spent, ledger
+from controlplane.runs.leaving import stuck_after_s
 from controlplane.runs.plan import Candidate
 from controlplane.runs.states import LEAVING
 from controlplane.runs.view import (

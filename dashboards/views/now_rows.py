@@ -129,7 +129,7 @@ def rate_words(rate: float | None) -> str:
 
 
 def incident_words(rows: Sequence[Row], count: int, cleared: int = 0) -> str:
-    """open 5, somebody is on 2, cleared by themselves today 7; of more than are listed only how many there are"""
+    """open 5, somebody is on 2, cleared by themselves in 24 h 7; of more than are listed only how many there are"""
     held = sum(1 for row in rows if row.get("owner")) if count == len(rows) else 0
     parts = [f"open {words.number(count)}"] if rows else []
     parts += [f"somebody is on {held}"] if held else []
