@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from sqlalchemy import delete, select
 
+from controlplane.store import chunks
 from controlplane.store.base import insert_many
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import merge_coded
@@ -52,13 +51,9 @@ def _full(store: Store) -> list[list[int]]:
             .where(table.level == 0)
             .order_by(table.run_id, table.attempt_no, table.id)
         ).all()
-    groups = []
-    for _, group in groupby(rows, key=lambda row: (row.run_id, row.attempt_no, shape_of(row))):
-        ids, steps = [], 0
-        for row in group:
-            ids.append(row.id)
-            steps += row.steps
-            if steps >= MERGED_STEPS:
-                groups.append(ids)
-                ids, steps = [], 0
-    return groups
+    return chunks.full(
+        rows,
+        series=lambda row: (row.run_id, row.attempt_no, shape_of(row)),
+        size=lambda row: row.steps,
+        at_least=MERGED_STEPS,
+    )

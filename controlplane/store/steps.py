@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from agents.readings import StepRecord
-from controlplane.store import arrays
+from controlplane.store import arrays, chunks
 from controlplane.store.compression import FAST, SMALL
 from controlplane.store.engine import Store
 from controlplane.store.tables import StepChunk
@@ -122,13 +122,9 @@ def _full(store: Store) -> list[list[int]]:
             .where(StepChunk.level == 0)
             .order_by(StepChunk.run_id, StepChunk.attempt_no, StepChunk.id)
         ).all()
-    groups = []
-    for _, group in groupby(rows, key=lambda row: (row.run_id, row.attempt_no)):
-        ids, records = [], 0
-        for row in group:
-            ids.append(row.id)
-            records += row.records
-            if records >= MERGED_RECORDS:
-                groups.append(ids)
-                ids, records = [], 0
-    return groups
+    return chunks.full(
+        rows,
+        series=lambda row: (row.run_id, row.attempt_no),
+        size=lambda row: row.records,
+        at_least=MERGED_RECORDS,
+    )

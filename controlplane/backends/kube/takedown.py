@@ -37,14 +37,14 @@ def take_down(
     left = None if pods is None else [pod for pod in pods if not pod_over(pod)]
     try:
         if kill:
-            delete_pods(api, pods_path, name, left, grace_s=KILL_GRACE_S)
+            _delete_pods(api, pods_path, name, left, grace_s=KILL_GRACE_S)
     finally:
         there = there or _told_to_end(api, job_path)
     if not there and not kill:
-        delete_pods(api, pods_path, name, left, grace_s=None)
+        _delete_pods(api, pods_path, name, left, grace_s=None)
 
 
-def delete_pods(api: KubeApi, pods_path: str, name: str, pods: Sequence[Json] | None, *, grace_s: int | None) -> None:
+def _delete_pods(api: KubeApi, pods_path: str, name: str, pods: Sequence[Json] | None, *, grace_s: int | None) -> None:
     """Deletes those of an attempt's pods that were not told to end within `grace_s`, as many as fit a round.
 
     No pods means that nobody knows them: all that bear the attempt's name are deleted.
