@@ -24,7 +24,7 @@ kube:  ## build the pinned Kubernetes programs into the cache, once (about ten m
 	@$(PYTHON) tools/kube.py > /dev/null
 
 test: setup kube  ## every test, with the programs that they need
-	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && $(RUN) -m pytest -n 2 --dist loadfile $(TESTS)
+	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 chaos: setup kube  ## what is done to a cluster and its controller, and what was seen: docs/chaos.md anew
 	@rm -f .cache/chaos.jsonl; mkdir -p .cache; programs=$$($(RUN) tools/programs.py) && eval "$$programs" && TRIMTAB_CHAOS_ROWS=$(CURDIR)/.cache/chaos.jsonl $(RUN) -m pytest -n 2 --dist loadfile tests/kube/test_kube_chaos.py tests/kube/test_kube_chaos_cluster.py && $(RUN) tools/chaos.py .cache/chaos.jsonl

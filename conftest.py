@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 EXPECTED = Path(__file__).parent / "tests" / "expected_skips.txt"
+SLOW_ROOMS = ("flow", "kube", "runs", "browser")
+"""Begun first, so that two workers end together instead of one waiting for a whole demo."""
 _unexpected: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow rooms first; within a room the order stays."""
+    tests = Path(__file__).parent / "tests"
+    items.sort(key=lambda item: not any(item.path.is_relative_to(tests / room) for room in SLOW_ROOMS))
 
 
 def _expected_reasons() -> list[str]:

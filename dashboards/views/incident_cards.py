@@ -151,10 +151,15 @@ INCIDENT_HEADS = (
 )
 
 
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """What is open first and the worst first, then by age."""
+    return sorted(rows, key=_urgency)
+
+
 def incident_rows(rows: Sequence[Row]) -> str:
-    """One table: what is open first and the worst first, then by age; every row links to its page."""
+    """One table; every row links to its page."""
     body = []
-    for row in sorted(rows, key=_urgency):
+    for row in in_order(rows):
         level, sign, text = state_words(row)
         run = str(row.get("run") or "")
         again = f" · reopened {row['reopened']}×" if row.get("reopened") else ""

@@ -83,7 +83,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def _take(rows: Sequence[Row]) -> None:
     """A button for each incident that nobody has."""
-    alone = [row for row in rows if row.get("state") == "open"][:6]
+    alone = [row for row in incident_cards.in_order(rows) if row.get("state") == "open"][:6]
     if not alone:
         return
     may = data.may_act()
