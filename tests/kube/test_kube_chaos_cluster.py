@@ -181,6 +181,29 @@ def test_a_cordon_that_somebody_else_set_outlives_ours(pilot: KubePilot, when: s
     )
 
 
+def test_a_node_that_a_person_drains_is_left_after_a_save_and_comes_back(pilot: KubePilot) -> None:
+    run_id = training(pilot)
+    name = pilot.last(run_id).nodes[1]
+
+    def marks() -> tuple[bool, bool]:
+        spec = pilot.world.admin.get(f"/api/v1/nodes/{name}")["spec"]
+        return bool(spec.get("unschedulable")), any(one["key"] == TAINT for one in spec.get("taints", []))
+
+    with pilot.store.write() as session:
+        asked = people.drain(session, name, actor="ada", reason="new fan", now=pilot.clock.now())
+    assert asked == [people.Asked(run_id, "trial")]
+    second_trains(pilot, run_id)
+    assert name not in pilot.last(run_id).nodes and marks() == (True, True)
+    (decision,) = pilot.decisions(run_id)
+    assert decision.excluded_nodes == [name] and "ada" in decision.reason
+    with pilot.store.write() as session:
+        people.give_back(session, name, actor="ada", reason="", now=pilot.clock.now())
+    rounds_until(pilot, lambda: marks() == (False, False))
+    assert len(pilot.attempts(run_id)) == 2, "its return moves nobody"
+    must = "cordoned at once; its gang saves and goes on without it; given back, it is open again"
+    tell(pilot, run_id, "a person drains a node under a gang and gives it back", must)
+
+
 def test_a_job_that_was_made_but_whose_answer_was_lost_is_adopted(pilot: KubePilot) -> None:
     lost: list[str] = []
     passed_on = pilot.api.after_call
