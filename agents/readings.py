@@ -72,6 +72,14 @@ GPU_METRICS: tuple[Metric, ...] = (
     _counter("ecc_xgmi_uncorrectable_total", "", "uncorrectable errors of XGMI/WAFL"),
     _counter("bad_pages_total", "pages", "retired memory pages"),
     _gauge("bad_page_threshold", "pages", "retired pages at which the card must be replaced"),
+    _counter("ecc_other_deferred_total", "", "deferred errors of every other block"),
+    _counter("pcie_nak_sent_total", "", "PCIe negative acknowledgements sent"),
+    _counter("pcie_nak_received_total", "", "PCIe negative acknowledgements received"),
+    _counter("pcie_recovery_total", "", "times the PCIe link went from L0 to recovery"),
+    _gauge("processes", "", "processes that hold the device open"),
+    _gauge("read_ms", "ms", "how long the last read of the device took; of one that still waits, how long so far"),
+    _gauge("xgmi_up_mask", "", "bit i is set while the XGMI link to GPU i is up"),
+    *(_counter(f"xgmi_link_{peer}_kb", "KB", f"read and written over the link to GPU {peer}") for peer in range(8)),
 )
 
 NIC_METRICS: tuple[Metric, ...] = (
@@ -83,31 +91,89 @@ NIC_METRICS: tuple[Metric, ...] = (
     _counter("rdma_retry_exceeded_total", "", "RDMA retries exceeded"),
     _counter("retransmits_total", "", "packets sent again"),
     _counter("packets_total", "", "packets sent"),
+    _counter("packets_received_total", "", "packets received"),
+    _counter("ack_timeout_total", "", "acknowledgements that did not come in time"),
+    _counter("cnp_received_total", "", "congestion notification packets received"),
+    _counter("ecn_received_total", "", "packets received with the mark of congestion"),
+    _counter("out_of_order_total", "", "packets received out of order; normal where packets are sprayed over paths"),
+)
+
+HOST_METRICS: tuple[Metric, ...] = (
+    _gauge("memory_available_mib", "MiB", "memory that programs may still have"),
+    _gauge("memory_total_mib", "MiB", "memory in all"),
+    _counter("oom_kills_total", "", "processes that the kernel ended for want of memory"),
+    _gauge("disk_free_percent", "%", "free space of the fullest watched file system, checkpoints' among them", 0.1),
+    _counter("edac_correctable_total", "", "correctable errors of the host's memory"),
+    _counter("edac_uncorrectable_total", "", "uncorrectable errors of the host's memory"),
+    _gauge("nvme_devices", "", "NVMe controllers that are live"),
+    _gauge("clock_offset_ms", "ms", "the kernel's estimate of the clock's error"),
+    _gauge("load_1m", "", "runnable processes, mean of a minute", 0.01),
 )
 
 GPU_INDEX: dict[str, int] = {metric.name: index for index, metric in enumerate(GPU_METRICS)}
 NIC_INDEX: dict[str, int] = {metric.name: index for index, metric in enumerate(NIC_METRICS)}
+HOST_INDEX: dict[str, int] = {metric.name: index for index, metric in enumerate(HOST_METRICS)}
+METRICS: dict[str, tuple[Metric, ...]] = {"gpu": GPU_METRICS, "nic": NIC_METRICS, "host": HOST_METRICS}
+INDEX: dict[str, dict[str, int]] = {"gpu": GPU_INDEX, "nic": NIC_INDEX, "host": HOST_INDEX}
+"""Both by scope, the kind of device."""
+
+
+def entity_of(scope: str, number: int) -> str:
+    """What a fault is on: gpu3, nic0, or host, of which a node has one."""
+    return scope if scope == "host" else f"{scope}{number}"
+
+
+def device_of(entity: str) -> tuple[str, int] | None:
+    """The kind of device and the number that an entity names; None of a run, a rank, a node or the fleet."""
+    if entity == "host":
+        return entity, 0
+    scope, number = entity[:3], entity[3:]
+    return (scope, int(number)) if scope in METRICS and number.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
 class KernelLine:
-    """One line of the kernel log that concerns a device."""
+    """One line of the kernel log that concerns a device, or one record of a GPU's own error log.
+
+    `kind` is what the classifier takes it for (agents/rules/kernel.toml, or `afid-20`), "" where it means nothing.
+    """
 
     at_s: float
     priority: int
     text: str
     pci_address: str | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSample:
-    """One moment of one node: raw values in the order of GPU_METRICS and NIC_METRICS."""
+    """One moment of one node: raw values in the order of GPU_METRICS, NIC_METRICS and HOST_METRICS."""
 
     at_s: float
     monotonic_s: float
     gpus: tuple[tuple[int, ...], ...]
     nics: tuple[tuple[int, ...], ...]
     kernel: tuple[KernelLine, ...] = ()
+    host: tuple[tuple[int, ...], ...] = ()
+    """one row, or none where nothing reads the host"""
+
+    def rows(self, scope: str) -> tuple[tuple[int, ...], ...]:
+        """The rows of a kind of device."""
+        return self.gpus if scope == "gpu" else self.nics if scope == "nic" else self.host
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUser:
+    """A process that holds a GPU open, and whose it is as far as the node can tell."""
+
+    gpu: int
+    pid: int
+    command: str
+    vram_mib: int
+    pod: str = ""
+    container: str = ""
+    run_id: str = ""
+    rank: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +186,11 @@ class GpuFacts:
     pci_address: str
     vram_total_mib: int
     partition: str
+    nic: str = ""
+    """the port that shares its PCIe switch"""
+    power_cap_w: int = 0
+    hotspot_limit_c: int = 0
+    hbm_limit_c: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +201,9 @@ class NicFacts:
     name: str
     driver: str
     rate_gbps: int
+    pci_address: str = ""
+    interface: str = ""
+    firmware: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +218,10 @@ class NodeFacts:
     firmware: str
     gpus: tuple[GpuFacts, ...]
     nics: tuple[NicFacts, ...]
+    vbios: str = ""
+    kernel: str = ""
+    blind: tuple[str, ...] = ()
+    """what cannot be read here, a sentence each: the rest is read all the same"""
 
 
 @dataclass(frozen=True, slots=True)

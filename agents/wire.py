@@ -16,7 +16,17 @@ from array import array
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from agents.readings import ExpertRecord, Fault, GpuFacts, HeartbeatFile, KernelLine, NicFacts, NodeFacts, StepRecord
+from agents.readings import (
+    ExpertRecord,
+    Fault,
+    GpuFacts,
+    GpuUser,
+    HeartbeatFile,
+    KernelLine,
+    NicFacts,
+    NodeFacts,
+    StepRecord,
+)
 
 WIRE_VERSION = 1
 MAX_BATCH_BYTES = 8 << 20
@@ -26,6 +36,8 @@ MAX_HEAD_BYTES = 4 << 20
 CONTENT_TYPE = "application/vnd.trimtab.batch"
 WAITING_HEADER = "Trimtab-Waiting"
 """How many batches the sender has after this one: a server hurries through a backlog, and sets no clock by it."""
+COLUMNS = ("gpu", "nic", "host")
+"""The kinds of device whose samples a batch carries."""
 _MAGIC = b"TTB1"
 _HEADER = struct.Struct("<4sHHIII")
 _LENGTH = struct.Struct("<I")
@@ -66,12 +78,20 @@ class Batch:
     sent_monotonic_s: float
     gpu: Columns | None = None
     nic: Columns | None = None
+    host: Columns | None = None
     facts: NodeFacts | None = None
+    users: tuple[GpuUser, ...] | None = None
+    """who holds the GPUs open; None says that it is as it was"""
     faults: tuple[Fault, ...] = ()
     kernel: tuple[KernelLine, ...] = ()
     experts: tuple[ExpertRecord, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     heartbeats: tuple[HeartbeatFile, ...] = ()
+
+    @property
+    def samples(self) -> dict[str, Columns]:
+        """The columns that it carries, by kind of device."""
+        return {kind: found for kind in COLUMNS if (found := getattr(self, kind)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +203,17 @@ def _plain(record: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in fields(record) if f.name not in without}
 
 
+_ENCODED = (*COLUMNS, "facts", "users", "faults", "kernel", "experts", "steps", "heartbeats")
+
+
 def encode(batch: Batch) -> bytes:
     """The batch as bytes; raises WireError("oversized") over any of the limits above."""
     writer = _Writer()
     head = {
-        **_plain(batch, ("gpu", "nic", "facts", "faults", "kernel", "experts", "steps", "heartbeats")),
-        "gpu": _put_columns(writer, batch.gpu),
-        "nic": _put_columns(writer, batch.nic),
+        **_plain(batch, _ENCODED),
+        **{kind: _put_columns(writer, getattr(batch, kind)) for kind in COLUMNS},
         "facts": asdict(batch.facts) if batch.facts else None,
+        "users": None if batch.users is None else [_plain(user) for user in batch.users],
         "faults": [_plain(fault) for fault in batch.faults],
         "kernel": [_plain(line) for line in batch.kernel],
         "experts": [
@@ -240,7 +263,7 @@ def _get_facts(found: dict[str, Any] | None) -> NodeFacts | None:
         return None
     gpus = tuple(GpuFacts(**gpu) for gpu in found["gpus"])
     nics = tuple(NicFacts(**nic) for nic in found["nics"])
-    return NodeFacts(**{**found, "gpus": gpus, "nics": nics})
+    return NodeFacts(**{**found, "gpus": gpus, "nics": nics, "blind": tuple(found["blind"])})
 
 
 def _get_expert(reader: _Reader, found: dict[str, Any]) -> ExpertRecord:
@@ -250,15 +273,15 @@ def _get_expert(reader: _Reader, found: dict[str, Any]) -> ExpertRecord:
 
 
 def _build(head: dict[str, Any], reader: _Reader) -> Batch:
-    gpu, nic = _get_columns(reader, head["gpu"]), _get_columns(reader, head["nic"])
+    columns = {kind: _get_columns(reader, head[kind]) for kind in COLUMNS}
     experts = tuple(_get_expert(reader, found) for found in head["experts"])
     heartbeats = tuple(HeartbeatFile(**{**h, "body": bytes(reader.take(h["body"]))}) for h in head["heartbeats"])
     batch = Batch(
         **{
             **head,
-            "gpu": gpu,
-            "nic": nic,
+            **columns,
             "facts": _get_facts(head["facts"]),
+            "users": None if head["users"] is None else tuple(GpuUser(**user) for user in head["users"]),
             "faults": tuple(Fault(**fault) for fault in head["faults"]),
             "kernel": tuple(KernelLine(**line) for line in head["kernel"]),
             "experts": experts,

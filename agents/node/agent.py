@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from agents.node.outbox import FACTS, FAULTS, RECORDS, TELEMETRY, Outbox
 from agents.node.rings import RuntimeDirectory, Swept
 from agents.node.sender import SenderState
 from agents.node.sources.base import Source
-from agents.readings import GPU_METRICS, NIC_METRICS, Fault, Metric, NodeSample
-from agents.rules.evaluate import Evaluator
+from agents.readings import METRICS, Fault, GpuUser, NodeSample
+from agents.rules.evaluate import Evaluator, Past
 from agents.rules.load import Rule
 from agents.wire import MAX_BATCH_BYTES, Batch, Columns, Drill, WireError, encode
 
@@ -44,12 +44,14 @@ class Paths:
 
 @dataclass(frozen=True)
 class Memory:
-    """What an agent leaves to the next one on this node: baselines and faults of its boot, cursors of the rings."""
+    """What an agent leaves to the next one on this node: baselines of a boot and driver load, faults that fire, cursors
+    of the rings, and when faults began, from which those that come again are known."""
 
     boot: str = ""
     baselines: dict[str, int] | None = None
     cursors: dict[str, int] | None = None
     firing: tuple[Fault, ...] = ()
+    past: Past | None = None
 
     @classmethod
     def read(cls, path: Path) -> Memory:
@@ -57,17 +59,18 @@ class Memory:
         try:
             found = json.loads(path.read_text())
             firing = tuple(Fault(**fault) for fault in found["firing"])
-            return cls(str(found["boot"]), dict(found["baselines"]), dict(found["cursors"]), firing)
+            past = {str(key): [(float(at), str(run)) for at, run in rows] for key, rows in found["past"].items()}
+            return cls(str(found["boot"]), dict(found["baselines"]), dict(found["cursors"]), firing, past)
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
 
 
-def columns(
-    samples: list[NodeSample], rows: Callable[[NodeSample], tuple[tuple[int, ...], ...]], metrics: tuple[Metric, ...]
-) -> Columns:
-    """Samples of one kind of device as columns: values[m][s * entities + e]."""
-    entities = len(rows(samples[0]))
-    values = tuple(array("q", [row[at] for sample in samples for row in rows(sample)]) for at in range(len(metrics)))
+def columns(samples: list[NodeSample], scope: str) -> Columns | None:
+    """Samples of one kind of device as columns: values[m][s * entities + e]; None if the node has none of it."""
+    entities, metrics = len(samples[0].rows(scope)), METRICS[scope]
+    if not entities:
+        return None
+    values = tuple(array("q", [row[at] for one in samples for row in one.rows(scope)]) for at in range(len(metrics)))
     return Columns(
         tuple(metric.name for metric in metrics),
         entities,
@@ -99,16 +102,16 @@ class Agent:
     ) -> None:
         self.node, self.source, self.outbox, self.paths = node, source, outbox, paths
         self.boot_id = f"{boot}-{outbox.generation}"
-        self._boot = boot
+        self._boot = f"{boot}/{source.driver_load()}"
         memory = Memory.read(paths.memory)
-        # the counters of a simulated device begin at zero with each start, as a driver's do with each load
-        baselines = memory.baselines if memory.boot == boot and not source.simulated else None
+        baselines = memory.baselines if memory.boot == self._boot else None
         self.runtime = RuntimeDirectory(paths.runtime, memory.cursors)
-        self.evaluator = Evaluator(rules, node, boot, source.facts(), baselines, memory.firing)
+        self.evaluator = Evaluator(rules, node, boot, source.facts(), baselines, memory.firing, memory.past)
         self.sample: NodeSample | None = None
         self.sample_seconds = 0.0
         self.trouble = ""
         self._facts_at = -FACTS_EVERY_S
+        self._users: tuple[GpuUser, ...] | None = None
         self._dropped = 0
         self._saved = ""
 
@@ -120,6 +123,7 @@ class Agent:
                 "baselines": self.evaluator.baselines,
                 "cursors": self.runtime.cursors,
                 "firing": [asdict(fault) for fault in self.evaluator.firing()],
+                "past": self.evaluator.past,
             },
             sort_keys=True,
         )
@@ -144,19 +148,34 @@ class Agent:
         faults = self.evaluator.check(sample, self.runtime.attribution())
         if faults:
             self._put(replace(self._head(at_s, monotonic_s), faults=tuple(faults)), FAULTS)
-        facts = None
+        facts = users = None
         if monotonic_s - self._facts_at >= FACTS_EVERY_S:
             facts, self._facts_at = self.source.facts(), monotonic_s
+        if (holding := self.source.users()) != self._users:
+            users = self._users = holding
         batch = replace(
             self._head(at_s, monotonic_s),
-            gpu=columns([sample], lambda s: s.gpus, GPU_METRICS) if sample.gpus else None,
-            nic=columns([sample], lambda s: s.nics, NIC_METRICS) if sample.nics else None,
+            gpu=columns([sample], "gpu"),
+            nic=columns([sample], "nic"),
+            host=columns([sample], "host"),
             facts=facts,
+            users=users,
             kernel=sample.kernel[-KERNEL_LINES:],
             heartbeats=tuple(self.runtime.heartbeats()),
         )
-        self._put(batch, FACTS if facts else TELEMETRY)
+        self._put(batch, TELEMETRY if facts is None and users is None else FACTS)
         self.sample_seconds = time.perf_counter() - begun
+        return faults
+
+    def lines_once(self, at_s: float, monotonic_s: float) -> list[Fault]:
+        """Kernel lines that came between two samples: judged and sent at once; returns the faults that changed."""
+        lines = self.source.lines()
+        if not lines:
+            return []
+        faults = self.evaluator.note(lines, at_s, monotonic_s, self.runtime.attribution())
+        if faults:
+            self._put(replace(self._head(at_s, monotonic_s), faults=tuple(faults)), FAULTS)
+        self._put(replace(self._head(at_s, monotonic_s), kernel=lines[-KERNEL_LINES:]), TELEMETRY)
         return faults
 
     def sweep_once(self, at_s: float, monotonic_s: float) -> int:

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agents.readings import GPU_METRICS, NIC_METRICS, UNKNOWN, Fault, NodeSample
+from agents.readings import METRICS, UNKNOWN, Fault, NodeSample
 from agents.readings import Metric as Column
 
 
@@ -71,10 +71,9 @@ class AgentCollector(Collector):
         info.add_metric([node, str(state.simulated).lower()], 1)
         yield info
         if state.sample is not None:
-            for at, column in enumerate(GPU_METRICS):
-                yield _family("gpu", column, "gpu", state.sample.gpus, at, node)
-            for at, column in enumerate(NIC_METRICS):
-                yield _family("nic", column, "nic", state.sample.nics, at, node)
+            for scope, columns in METRICS.items():
+                for at, column in enumerate(columns):
+                    yield _family(scope, column, scope, state.sample.rows(scope), at, node)
             stamp = GaugeMetricFamily(
                 "trimtab_agent_last_sample_timestamp_seconds", "wall time of the last sample", labels=["node"]
             )

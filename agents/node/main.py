@@ -9,6 +9,7 @@ import os
 import queue
 import select
 import signal
+import socket
 import ssl
 import sys
 import threading
@@ -23,6 +24,7 @@ from agents.node.sender import Sender
 from agents.node.sources.base import Source, SourceError
 from agents.node.sources.simulated import SimulatedSource
 from agents.probe import wake
+from agents.readings import Fault
 from agents.rules.load import RuleError, load_rules
 from agents.wire import Drill
 
@@ -93,12 +95,17 @@ class Loop:
         now = time.monotonic()
         if now >= due:
             self._drill()
-            for fault in self.agent.sample_once(time.time(), now):
-                say(f"{fault.state}: {fault.sentence} (rule {fault.rule})")
+            self._tell(self.agent.sample_once(time.time(), now))
             due += PERIOD_S * math.ceil((now - due + 0.001) / PERIOD_S)
+        self._tell(self.agent.lines_once(time.time(), time.monotonic()))
         self.agent.sweep_once(time.time(), time.monotonic())
         self._save()
         return due
+
+    @staticmethod
+    def _tell(faults: list[Fault]) -> None:
+        for fault in faults:
+            say(f"{fault.state}: {fault.sentence} (rule {fault.rule})")
 
     def _save(self) -> None:
         memory = ""
@@ -112,9 +119,10 @@ class Loop:
         self._troubles.note("rings", "; ".join(self.agent.runtime.broken.values()))
 
     def _rest(self, due: float) -> None:
-        """Until the next sample, a tap or 200 ms; after a tap a moment more, so that ranks share a batch."""
-        ready, _, _ = select.select([self._wake], [], [], max(0.0, min(SWEEP_S, due - time.monotonic())))
-        if ready:
+        """Until the next sample, a kernel line, a tap or 200 ms; after a tap a moment more: ranks share a batch."""
+        waits: list[socket.socket | int] = [self._wake, *self.agent.source.wakes()]
+        ready, _, _ = select.select(waits, [], [], max(0.0, min(SWEEP_S, due - time.monotonic())))
+        if self._wake in ready:
             time.sleep(GATHER_S)
             for _ in range(TAPS):
                 if not select.select([self._wake], [], [], 0)[0]:

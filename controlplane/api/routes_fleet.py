@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from agents.drills import DRILLS
 from agents.wire import CONTENT_TYPE, MAX_BATCH_BYTES, WAITING_HEADER, Batch, WireError, decode
 from controlplane.api.access import Operator, Parts, Viewer, identity, refuse
 from controlplane.api.context import Context
@@ -46,22 +47,17 @@ class Return(Reason):
     force: bool = False
 
 
+def _known_drill(kind: str) -> str:
+    if kind not in DRILLS:
+        raise ValueError(f"must be one of {', '.join(DRILLS)}")
+    return kind
+
+
 class DrillOrder(BaseModel):
     """A fault to simulate on one GPU (or the NIC of that index)."""
 
     model_config = ConfigDict(extra="forbid")
-    kind: Literal[
-        "hbm-uncorrectable",
-        "other-uncorrectable",
-        "xgmi-uncorrectable",
-        "xgmi-degraded",
-        "gpu-lost",
-        "gpu-reset",
-        "thermal",
-        "smu-frozen",
-        "nic-down",
-        "clear",
-    ]
+    kind: Annotated[str, AfterValidator(_known_drill), Field(json_schema_extra={"enum": list(DRILLS)})]
     gpu: int = Field(ge=0, le=63)
 
 

@@ -179,19 +179,28 @@ def listed(book: RuleBook) -> list[dict[str, Any]]:
 
 def _fires(rule: agent_rules.Rule) -> str:
     """When a node-local rule fires, from its own condition."""
-    what = f"/{rule.pattern}/" if rule.signal == "kernel" else " + ".join(rule.metrics)
+    what = f"the slowest of {rule.metrics[0]} …" if rule.signal == "laggard" else " + ".join(rule.metrics)
     lasting = f" for {rule.window_s:g} s" if rule.window_s else ""
-    job = ", while a job runs there" if rule.needs_job else ""
+    within = f" within {rule.window_s:g} s"
+    jobs = ", each in another run" if rule.distinct_jobs else ""
     condition = {
-        "increase": f"{what} rises by at least {rule.threshold:g}",
+        "increase": f"{what} rises by at least {rule.threshold:g}{f', {rule.window_s:g} s ago' if lasting else ''}",
         "below": f"{what} is below {rule.threshold:g}{lasting}",
         "above": f"{what} is above {rule.threshold:g}{lasting}",
-        "degraded": f"{what} is below what it was when the agent started{lasting}",
-        "still": f"{what} stands still{lasting}",
-        "share": f"{what} take more than {rule.threshold:g} %{lasting.replace(' for', ' of')}",
-        "kernel": f"the kernel log has a line like {what}",
+        "degraded": f"{what} is below the best that it was{lasting}",
+        "still": f"{what} moves by less than {rule.threshold:g} a sample{lasting}",
+        "share": f"{what} grows by more than {rule.threshold:g} % of what {rule.of} does{within}",
+        "ratio": f"{what} is at least {rule.threshold:g} % of {rule.of}",
+        "rate": f"{what} grows by more than {rule.threshold:g} in each {rule.per_s:g} s{lasting}",
+        "burst": f"{what} grows by at least {rule.threshold:g}{within}",
+        "laggard": f"{what} grows by less than {rule.threshold:g} % of the median of the others{within}",
+        "event": f"a line of the kernel log or an error record is of kind {' or '.join(rule.events)}",
+        "recurrence": f"{' or '.join(rule.faults)} began at least {rule.threshold:g} times{within}{jobs}",
     }
-    return condition[rule.signal] + job
+    more = [*rule.when]
+    more += [f"no heartbeat for {rule.heartbeat_stale_s:g} s"] if rule.heartbeat_stale_s else []
+    more += ["a job there"] if rule.needs_job else []
+    return condition[rule.signal] + (f", with {' and '.join(more)}" if more else "")
 
 
 def _problems(table: Mapping[str, Any]) -> Iterator[str]:

@@ -57,9 +57,7 @@ def admit(batch: Batch, received_s: float, behind: int = 0) -> Admitted:
     complaints: list[str] = []
     try:
         chunks = tuple(
-            chunk
-            for kind, columns in (("gpu", batch.gpu), ("nic", batch.nic))
-            if columns is not None and (chunk := _chunk(batch.node, kind, columns)) is not None
+            chunk for kind, columns in batch.samples.items() if (chunk := _chunk(batch.node, kind, columns)) is not None
         )
         return Admitted(
             greeting=_greeting(batch, received_s, behind),
@@ -69,7 +67,7 @@ def admit(batch: Batch, received_s: float, behind: int = 0) -> Admitted:
             experts=tuple(_experts(batch.experts, complaints)),
             steps=tuple(_checked(step) for step in batch.steps),
             heartbeats=tuple(_heartbeats(batch.heartbeats, complaints)),
-            samples=sum(len(column) for columns in (batch.gpu, batch.nic) if columns for column in columns.values),
+            samples=sum(len(column) for columns in batch.samples.values() for column in columns.values),
             complaints=tuple(complaints),
         )
     except (TypeError, OverflowError, RecursionError, UnicodeError) as error:
@@ -102,6 +100,7 @@ def _greeting(batch: Batch, received_s: float, behind: int) -> Greeting:
         sent_monotonic_s=_finite("sent_monotonic_s", batch.sent_monotonic_s),
         received_s=received_s,
         facts=None if batch.facts is None else _plain(asdict(batch.facts)),
+        users=None if batch.users is None else [_plain(asdict(_checked(user))) for user in batch.users],
         behind=behind,
         in_order=not _of_faults_alone(batch),
     )
@@ -109,7 +108,7 @@ def _greeting(batch: Batch, received_s: float, behind: int) -> Greeting:
 
 def _of_faults_alone(batch: Batch) -> bool:
     """Whether a batch may overtake: a fault is told by its id, so that hearing of it early or twice changes nothing."""
-    others = (batch.gpu, batch.nic, batch.facts, batch.kernel, batch.experts, batch.steps, batch.heartbeats)
+    others = (batch.samples, batch.facts, batch.users, batch.kernel, batch.experts, batch.steps, batch.heartbeats)
     return bool(batch.faults) and not any(others)
 
 

@@ -131,8 +131,9 @@ class _Transaction:
                 left[name, mark.boot_id] = mark.sequence
                 nodes.leave_boots(self.session, {name: mark}, now=greeting.received_s)
             marks[name] = nodes.marked(mark, greeting)
-            facts = greeting.facts or (greeted[name][0].facts if name in greeted else None)
-            greeted[name] = (replace(greeting, facts=facts), marks[name])
+            before = greeted[name][0] if name in greeted else greeting
+            facts, users = greeting.facts or before.facts, before.users if greeting.users is None else greeting.users
+            greeted[name] = (replace(greeting, facts=facts, users=users), marks[name])
             self.fresh.append(batch)
             if greeting.simulated:
                 replies[name] = reply

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.readings import GPU_METRICS, NIC_METRICS, Metric
+from agents.drills import DRILLS
+from agents.readings import METRICS, Metric
 from controlplane.services.fleet_state import NodeStatus, gpu_state, known, newest, uncorrectable
 from controlplane.services.live import Live, LiveNode
 from controlplane.store import events, faults, nodes, telemetry, watch
@@ -21,8 +22,7 @@ from controlplane.store.tables import Event, Fault, Node
 MAX_POINTS = 2000
 TIMELINE_S = 24 * 3600.0
 _METRICS: dict[str, tuple[str, Metric]] = {
-    **{metric.name: ("gpu", metric) for metric in GPU_METRICS},
-    **{metric.name: ("nic", metric) for metric in NIC_METRICS},
+    metric.name: (kind, metric) for kind, metrics in METRICS.items() for metric in metrics
 }
 _LEVELS = {"warning": "warn", "error": "fault", "critical": "fault"}
 
@@ -69,6 +69,8 @@ def node_view(session: Session, live: Live, name: str, *, now: float) -> dict[st
         "faults": [finding(fault, numbers, now) for fault in told],
         "timeline": _timeline(told, events.listed(session, node=name, since_s=now - TIMELINE_S, limit=100)),
         "nics_detail": _nics(live.node(name), node.facts),
+        "users": node.users,
+        "drills": [{"kind": kind, "title": of.title} for kind, of in DRILLS.items()] if node.simulated else [],
         "kernel": [{"at_s": line.at_s, "priority": line.priority, "text": line.text} for line in lines],
     }
 

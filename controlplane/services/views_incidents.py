@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agents.readings import GPU_INDEX, GPU_METRICS, NIC_INDEX, NIC_METRICS
+from agents.readings import INDEX, METRICS, device_of
 from controlplane.rules.book import RuleBook
 from controlplane.services import incident_story
 from controlplane.services.incident_story import Cost, Story, cost_of, leading
@@ -273,21 +273,21 @@ def _series(session: Session, story: Story, offset: float) -> Json | None:
     cause = leading(story.faults, story.incident.rule)
     if cause is None or story.node is None:
         return None
-    kind = "gpu" if cause.entity.startswith("gpu") else "nic"
-    index = cause.entity.removeprefix(kind)
-    metrics = GPU_METRICS if kind == "gpu" else NIC_METRICS
-    known = GPU_INDEX if kind == "gpu" else NIC_INDEX
-    watched = [name for name in cause.evidence.get("metrics") or () if name in known]
-    if not watched or not index.isdecimal():
+    device = device_of(cause.entity)
+    if device is None:
         return None
-    metric = metrics[known[watched[0]]]
+    kind, index = device
+    watched = [name for name in cause.evidence.get("metrics") or () if name in INDEX[kind]]
+    if not watched:
+        return None
+    metric = METRICS[kind][INDEX[kind][watched[0]]]
     at_s = story.onset_s - offset
     points = telemetry.read_points(
         session,
         story.node.name,
         kind,
         metric.name,
-        int(index),
+        index,
         since_s=at_s - SERIES_AROUND_S,
         until_s=at_s + SERIES_AROUND_S,
         points=SERIES_POINTS,

@@ -59,7 +59,7 @@ FAULT_STATES = ("firing", "clear")
 INCIDENT_OPEN = ("open", "acked", "resolved")
 INCIDENT_STATES = (*INCIDENT_OPEN, "merged", "closed")
 DELIVERY_STATES = ("ready", "telling", "told", "dead")
-TELEMETRY_KINDS = ("gpu", "nic")
+TELEMETRY_KINDS = ("gpu", "nic", "host")
 
 # SQLite numbers rows by itself only in a column of exactly INTEGER; its integers have 64 bits anyway
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")

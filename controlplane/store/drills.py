@@ -7,27 +7,15 @@ from collections.abc import Sequence
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from agents.drills import DRILLS
 from controlplane.ids import uuid7
 from controlplane.store.tables import Drill
-
-KINDS = (
-    "hbm-uncorrectable",
-    "other-uncorrectable",
-    "xgmi-uncorrectable",
-    "xgmi-degraded",
-    "gpu-lost",
-    "gpu-reset",
-    "thermal",
-    "smu-frozen",
-    "nic-down",
-    "clear",
-)
 
 
 def add(session: Session, *, node: str, kind: str, gpu: int, now: float, created_by: str) -> Drill:
     """Asks for a drill. ValueError for a kind that no simulated device knows."""
-    if kind not in KINDS:
-        raise ValueError(f"{kind!r} is no drill; there are {', '.join(KINDS)}")
+    if kind not in DRILLS:
+        raise ValueError(f"{kind!r} is no drill; there are {', '.join(DRILLS)}")
     drill = Drill(id=uuid7(now), node=node, kind=kind, gpu=gpu, created_s=now, created_by=created_by)
     session.add(drill)
     session.flush()

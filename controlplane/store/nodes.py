@@ -35,6 +35,7 @@ class Greeting:
     sent_monotonic_s: float
     received_s: float
     facts: dict[str, Any] | None
+    users: list[dict[str, Any]] | None = None
     behind: int = 0
     in_order: bool = True
 
@@ -85,6 +86,7 @@ _GREETED = (
 _TABLE = cast(Table, Node.__table__)
 _UPDATE = _TABLE.update().where(_TABLE.c.name == bindparam("key")).values({n: bindparam(n) for n in _GREETED})
 _UPDATE_FACTS = _TABLE.update().where(_TABLE.c.name == bindparam("key")).values({"facts": bindparam("facts")})
+_UPDATE_USERS = _TABLE.update().where(_TABLE.c.name == bindparam("key")).values({"users": bindparam("users")})
 
 
 def lock(session: Session, names: Collection[str]) -> dict[str, Mark]:
@@ -155,7 +157,7 @@ def _offset_s(mark: Mark | None, greeting: Greeting) -> float:
 
 def greet(session: Session, greetings: Mapping[str, tuple[Greeting, Mark]], *, known: Collection[str]) -> None:
     """Writes the nodes' newest greetings and marks, by name; those not in `known` are new."""
-    new, changed, facts = [], [], []
+    new, changed, facts, users = [], [], [], []
     for name, (greeting, mark) in greetings.items():
         row = {
             "boot_id": mark.boot_id,
@@ -172,6 +174,8 @@ def greet(session: Session, greetings: Mapping[str, tuple[Greeting, Mark]], *, k
             changed.append({"key": name, **row})
             if greeting.facts is not None:
                 facts.append({"key": name, "facts": greeting.facts})
+            if greeting.users is not None:
+                users.append({"key": name, "users": greeting.users})
             continue
         now = mark.received_s
         new.append(
@@ -179,6 +183,7 @@ def greet(session: Session, greetings: Mapping[str, tuple[Greeting, Mark]], *, k
                 "name": name,
                 **row,
                 "facts": greeting.facts or {},
+                "users": greeting.users or [],
                 "first_seen_s": now,
                 "state_since_s": now,
                 "session_id": uuid7(now),
@@ -189,6 +194,8 @@ def greet(session: Session, greetings: Mapping[str, tuple[Greeting, Mark]], *, k
         session.connection().execute(_UPDATE, changed)
     if facts:
         session.connection().execute(_UPDATE_FACTS, facts)
+    if users:
+        session.connection().execute(_UPDATE_USERS, users)
 
 
 @dataclass(frozen=True, slots=True)

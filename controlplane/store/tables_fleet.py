@@ -21,6 +21,7 @@ class Node(Row):
     source: Mapped[str] = mapped_column(default="")
     simulated: Mapped[bool] = mapped_column(default=False)
     facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    users: Mapped[list[Any]] = mapped_column(default=list)  # who holds its GPUs open
     agent_version: Mapped[str] = mapped_column(default="")
     first_seen_s: Mapped[float]
     last_seen_s: Mapped[float]
@@ -45,7 +46,7 @@ class Boot(Row):
 
 
 class TelemetryChunk(Row):
-    """Samples of one node's GPUs or NICs over a stretch of time; level 0 as sent, 1 a minute, 2 five minutes."""
+    """Samples of a node's GPUs, NICs or itself over a stretch of time; level 0 as sent, 1 a minute, 2 five minutes."""
 
     __tablename__ = "telemetry_chunks"
     __table_args__ = (
@@ -65,7 +66,7 @@ class TelemetryChunk(Row):
 
 
 class TelemetryLatest(Row):
-    """The newest sample of a node's GPUs or NICs."""
+    """The newest sample of a node's GPUs, NICs or of the host."""
 
     __tablename__ = "telemetry_latest"
     __table_args__ = (one_of("kind", TELEMETRY_KINDS),)

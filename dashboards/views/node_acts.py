@@ -19,18 +19,6 @@ DIALOG = "node_dialog"
 FAILED = "node_dialog_error"
 TOLD = "node_told"
 STILL_FIRES = "node_still_fires"
-DRILLS: Mapping[str, str] = {
-    "hbm-uncorrectable": "uncorrectable memory error",
-    "other-uncorrectable": "uncorrectable error elsewhere on the GPU",
-    "xgmi-uncorrectable": "uncorrectable error on an XGMI link",
-    "xgmi-degraded": "an XGMI link is lost",
-    "gpu-lost": "the GPU is gone",
-    "gpu-reset": "the GPU was reset",
-    "thermal": "the GPU overheats",
-    "smu-frozen": "the firmware stops answering",
-    "nic-down": "the network card beside it is down",
-    "clear": "end all drills of this GPU",
-}
 LABELS = {"cordon": "Cordon", "drain": "Drain", "uncordon": "Return to service", "drill": "Start the drill"}
 
 TOLD_OF = {
@@ -96,7 +84,8 @@ def findings_block(rows: Sequence[Row]) -> str:
 def _body(opened: Row) -> None:
     verb, node = str(opened["verb"]), str(opened["node"])
     if verb == "drill":
-        st.selectbox("What happens", list(DRILLS), key="drill_kind", format_func=lambda kind: f"{kind}: {DRILLS[kind]}")
+        drills = {str(one["kind"]): str(one["title"]) for one in (latest(f"nodes/{node}") or {}).get("drills") or ()}
+        st.selectbox("What happens", list(drills), key="drill_kind", format_func=lambda kind: f"{kind}: {drills[kind]}")
         st.selectbox("GPU", range(8), key="drill_gpu")
         st.write(
             "Changes the registers of this simulated device with its agent's next batch. From then on nothing can tell "

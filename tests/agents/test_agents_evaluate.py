@@ -190,10 +190,10 @@ def test_a_kernel_line_dates_its_fault_and_belongs_to_one_device() -> None:
     judge = evaluator()
     address = FACTS.gpus[0].pci_address
     run(judge, [moment(at) for at in range(3)])
-    other = KernelLine(3.2, 6, f"amdgpu {address}: GPU reset begin!", "0000:ff:00.0")
+    other = KernelLine(3.2, 6, f"amdgpu {address}: GPU reset begin!", "0000:ff:00.0", "gpu-reset")
     noise = KernelLine(3.3, 6, f"amdgpu {address}: all is well", address)
     assert judge.check(moment(4, kernel=(other, noise))) == []
-    line = KernelLine(4.4, 6, f"amdgpu {address}: GPU reset begin!", address)
+    line = KernelLine(4.4, 6, f"amdgpu {address}: GPU reset begin!", address, "gpu-reset")
     (fault,) = judge.check(moment(5, kernel=(noise, line)))
     assert (fault.rule, fault.onset_s, fault.last_clean_s, fault.observed_s) == ("gpu-reset", 4.4, 4.0, 5.0)
     assert fault.evidence["line"] == line.text
@@ -224,9 +224,14 @@ def test_faults_alternate_between_firing_and_clear_whatever_happens(changes: lis
     [
         ("{entity} of {node} no longer answers", "{entity} of {nod} no longer answers", "sentence cannot be said"),
         ("{entity} of {node} no longer answers", "{entity:d} no longer answers", "sentence cannot be said"),
-        ("GPU reset begin|", "GPU (reset begin|", "pattern"),
+        ('events = ["gpu-reset"]', 'events = ["gpu-rest"]', "gpu-rest is no kind"),
+        ('events = ["gpu-reset"]', "", "events is needed"),
+        ('when = ["processes < 1"]', 'when = ["processes"]', "must read like"),
+        ('when = ["processes < 1"]', 'when = ["procs < 1"]', "procs is not a metric"),
+        ('of = "bad_page_threshold"', "", "of is needed"),
+        ('metrics = ["present"]', 'metrics = ["present"]\nof = "power_w"', "of says nothing"),
         ('scope = "nic"', 'scope = "switch"', "scope must be one of"),
-        ('metrics = ["present"]', "metrics = []", "metrics are needed"),
+        ('metrics = ["present"]', "metrics = []", "metrics is needed"),
         ('metrics = ["present"]', 'metrics = "present"', "list of names"),
         ("clear_s = 900\nlatch = true", "clear_s = -1\nlatch = true", "clear_s must be"),
         ("clear_s = 900\nlatch = true", 'clear_s = 900\nlatch = "yes"', "latch must be"),
@@ -244,7 +249,7 @@ def test_a_row_that_could_not_work_is_refused_when_it_is_read(before: str, after
         parse_rules(text.replace(before, after))
 
 
-@pytest.mark.parametrize("text", ["version = 1\nrule = 3", "version = 1\nrule = [1, 2]", "", "version = '1'"])
+@pytest.mark.parametrize("text", ["version = 2\nrule = 3", "version = 2\nrule = [1, 2]", "", "version = '1'"])
 def test_a_file_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(RuleError):
         parse_rules(text)

@@ -328,19 +328,35 @@ def test_faults_may_be_asked_for_while_samples_are_judged(node: Node) -> None:
     assert failures == []
 
 
-def test_simulated_devices_keep_no_baselines_over_a_restart_and_real_ones_do(node: Node) -> None:
+class Loaded(SimulatedSource):
+    """A node whose driver was loaded at a known time."""
+
+    load = "monday"
+
+    def driver_load(self) -> str:
+        return self.load
+
+
+def test_baselines_outlive_an_agent_and_neither_its_boot_nor_its_driver(node: Node) -> None:
     node.run(2)
     node.agent.evaluator.baselines["SIM-node-a-0/ecc_hbm_uncorrectable_total"] = 5
     node.end()
-    memory = agent_module.Memory.read(node.folder / "spool" / "memory.json")
-    assert memory.baselines is not None and memory.baselines["SIM-node-a-0/ecc_hbm_uncorrectable_total"] == 5
     node.begin()
-    assert node.agent.evaluator.baselines == {}
+    assert node.agent.evaluator.baselines == {}, "simulated counters begin anew with each start"
     node.outbox.close()
-    source = SimulatedSource("node-a", node.at)
-    source.simulated = False
     node.outbox = Outbox(node.folder / "spool")
     paths = Paths(node.folder / "runtime", node.folder / "spool")
-    for boot, kept in (("boot", 5), ("another boot", None)):
-        agent = Agent("node-a", boot, source, load_rules(), node.outbox, paths)
-        assert agent.evaluator.baselines.get("SIM-node-a-0/ecc_hbm_uncorrectable_total") == kept
+
+    def agent(boot: str, load: str) -> Agent:
+        source = Loaded("node-a", node.at)
+        source.load = load
+        return Agent("node-a", boot, source, load_rules(), node.outbox, paths)
+
+    first = agent("boot", "monday")
+    first.evaluator.baselines["x"] = 5
+    first.evaluator.past["SIM-node-a-0/gpu-reset-again"] = [(3.0, "run-1")]
+    first.save()
+    for boot, load, kept in (("boot", "monday", 5), ("boot", "tuesday", None), ("another", "monday", None)):
+        later = agent(boot, load)
+        assert later.evaluator.baselines.get("x") == kept
+        assert later.evaluator.past == {"SIM-node-a-0/gpu-reset-again": [(3.0, "run-1")]}, "a device's past is its own"

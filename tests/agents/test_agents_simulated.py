@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agents.node.sources.simulated import DRILLS, SimulatedSource
+from agents.drills import DRILLS
+from agents.node.sources.simulated import SimulatedSource
 from agents.readings import GPU_INDEX, GPU_METRICS, NIC_METRICS, NodeSample
 
 
@@ -73,7 +74,7 @@ def test_it_says_that_it_is_simulated() -> None:
 
 
 def test_a_drill_touches_one_device_only() -> None:
-    for drill in DRILLS[:6]:
+    for drill in DRILLS:
         source = SimulatedSource("n", 0.0)
         before = source.sample(1.0, 1.0)
         assert source.apply_drill(drill, 3) == ""

@@ -17,7 +17,6 @@ import uvicorn
 
 from agents.node.agent import columns
 from agents.node.sources.simulated import SimulatedSource
-from agents.readings import GPU_METRICS
 from agents.wire import Batch, encode
 from controlplane.api.app import create_app
 from controlplane.api.context import Context
@@ -75,7 +74,7 @@ class Api:
         now = time.time()
         source = SimulatedSource(node, now)
         sample = source.sample(now, time.monotonic())
-        gpu = columns([sample], lambda one: one.gpus, GPU_METRICS)
+        gpu = columns([sample], "gpu")
         facts = source.facts()
         return encode(Batch(node, "boot", number, "simulated", simulated, "0", now, now, gpu=gpu, facts=facts, **more))
 

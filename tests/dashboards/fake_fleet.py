@@ -316,6 +316,8 @@ class Fleet:
             "faults": row["findings"],
             "timeline": timeline if row["findings"] else [],
             "kernel": [],
+            "users": [],
+            "drills": [{"kind": "hbm-uncorrectable", "title": "uncorrectable memory errors"}],
         }
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from agents.node.agent import columns
 from agents.node.sources.simulated import SimulatedSource
-from agents.readings import GPU_METRICS
 from agents.wire import Batch, encode
 from controlplane.client import Client, Unreachable
 
@@ -96,7 +95,7 @@ class Sending:
     def batch(self, sequence: int) -> bytes:
         now = time.time()
         sample = self.source.sample(now, time.monotonic())
-        gpu = columns([sample], lambda one: one.gpus, GPU_METRICS)
+        gpu = columns([sample], "gpu")
         facts = self.source.facts()
         return encode(Batch(self.node, "b", sequence, "simulated", True, "0", now, now, gpu=gpu, facts=facts))
 

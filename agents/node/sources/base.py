@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from agents.readings import NodeFacts, NodeSample
+from agents.readings import GpuUser, KernelLine, NodeFacts, NodeSample
 
 
 class SourceError(Exception):
@@ -23,6 +24,26 @@ class Source(Protocol):
 
     def sample(self, at_s: float, monotonic_s: float) -> NodeSample:
         """One sample of every device, stamped with the given times."""
+        ...
+
+    def lines(self) -> tuple[KernelLine, ...]:
+        """What the kernel and the devices' own error logs have printed since the last look or sample."""
+        ...
+
+    def users(self) -> tuple[GpuUser, ...]:
+        """Who holds the GPUs open."""
+        ...
+
+    def wakes(self) -> Sequence[int]:
+        """Descriptors that can be read when there are new lines: the loop waits on them."""
+        ...
+
+    def driver_load(self) -> str:
+        """Tells one load of the GPU driver in a boot from the next: counters begin anew with it."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what it holds open."""
         ...
 
     def follow(self, step_rate: float | None) -> None:
