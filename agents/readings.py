@@ -174,6 +174,8 @@ class GpuUser:
     container: str = ""
     run_id: str = ""
     rank: int = -1
+    inner_pid: int = 0
+    """its number in its own namespace, by which a trainer calls itself"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from install import ROOT, find_uv, uv_environment
 
 ROLES = {
     "agent": [],
+    "gpu": ["gpu"],
     "server": ["server", "postgres", "kube"],
     "ui": ["ui"],
     "dev": ["server", "ui", "postgres", "kube", "ray", "dev"],

@@ -15,7 +15,9 @@ import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache"
+from install import ROOT, find_uv, uv_environment
+
+CACHE = ROOT / ".cache"
 CHROMIUM_PACKAGE = "@sparticuz/chromium@147.0.0"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
 
@@ -24,14 +26,14 @@ def say(sentence: str) -> None:
     print(f"programs: {sentence}", file=sys.stderr, flush=True)
 
 
-def debian_install(package: str) -> bool:
-    """apt-get install as root on Debian; True when it worked."""
+def debian_install(packages: str) -> bool:
+    """apt-get install as root on Debian, of packages between spaces; True when it worked."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
-    say(f"installing {package} with apt-get")
+    say(f"installing {packages} with apt-get")
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     update = subprocess.run(["apt-get", "update", "-qq"], env=quiet, stdout=sys.stderr, check=False)
-    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages.split()]
     return (
         update.returncode == 0
         and subprocess.run(install, env=quiet, stdout=subprocess.DEVNULL, check=False).returncode == 0
@@ -106,8 +108,38 @@ def postgres() -> str | None:
     return None
 
 
+def amdsmi() -> str | None:
+    """The folder that holds AMD's `amdsmi` package, apart from the environment: without AMD's library its import fails,
+    and whatever tries it (Ray does) fails with it."""
+    named = os.environ.get("TRIMTAB_AMDSMI")
+    if named:
+        return named if Path(named, "amdsmi", "__init__.py").exists() else None
+    home = CACHE / "amdsmi"
+    if not (home / "amdsmi" / "__init__.py").exists():
+        say("installing requirements/gpu.txt into .cache/amdsmi")
+        command = [str(find_uv()), "pip", "install", "-q", "--python", sys.executable, "--target", str(home)]
+        wanted = ["--require-hashes", "--no-deps", "-r", str(ROOT / "requirements" / "gpu.txt")]
+        if subprocess.run([*command, *wanted], env=uv_environment(), check=False).returncode:
+            return None
+    return str(home)
+
+
+def compiler() -> str | None:
+    """A C compiler, for the stand-in of AMD's library."""
+    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(os.environ.get("CC") or name))), None)
+    if found is None and debian_install("gcc libc6-dev"):
+        found = shutil.which("gcc")
+    return found
+
+
 WANTED = {
     "TRIMTAB_CHROMIUM": (chromium, "Chromium", "apt-get install chromium, or set TRIMTAB_CHROMIUM to its path"),
+    "TRIMTAB_AMDSMI": (
+        amdsmi,
+        "the amdsmi package",
+        "pip install --target DIR --no-deps amdsmi==7.0.2, and set TRIMTAB_AMDSMI to DIR",
+    ),
+    "CC": (compiler, "a C compiler", "apt-get install gcc, or set CC to one"),
     "TRIMTAB_POSTGRES_BIN": (
         postgres,
         "PostgreSQL",

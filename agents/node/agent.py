@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from agents.node.attribution import attribution, named
 from agents.node.exporter import AgentState
 from agents.node.outbox import FACTS, FAULTS, RECORDS, TELEMETRY, Outbox
 from agents.node.rings import RuntimeDirectory, Swept
 from agents.node.sender import SenderState
 from agents.node.sources.base import Source
 from agents.readings import METRICS, Fault, GpuUser, NodeSample
-from agents.rules.evaluate import Evaluator, Past
+from agents.rules.evaluate import Attribution, Evaluator, Past
 from agents.rules.load import Rule
 from agents.wire import MAX_BATCH_BYTES, Batch, Columns, Drill, WireError, encode
 
@@ -45,13 +46,18 @@ class Paths:
 @dataclass(frozen=True)
 class Memory:
     """What an agent leaves to the next one on this node: baselines of a boot and driver load, faults that fire, cursors
-    of the rings, and when faults began, from which those that come again are known."""
+    of the rings, when faults began, from which those that come again are known, and how far logs have been read."""
 
     boot: str = ""
     baselines: dict[str, int] | None = None
     cursors: dict[str, int] | None = None
     firing: tuple[Fault, ...] = ()
     past: Past | None = None
+    marks: dict[str, int] | None = None
+
+    def marks_of(self, boot: str) -> dict[str, int]:
+        """How far logs were read, if that was on this boot: their numbers begin anew with each."""
+        return dict(self.marks or {}) if self.boot.partition("/")[0] == boot else {}
 
     @classmethod
     def read(cls, path: Path) -> Memory:
@@ -60,7 +66,8 @@ class Memory:
             found = json.loads(path.read_text())
             firing = tuple(Fault(**fault) for fault in found["firing"])
             past = {str(key): [(float(at), str(run)) for at, run in rows] for key, rows in found["past"].items()}
-            return cls(str(found["boot"]), dict(found["baselines"]), dict(found["cursors"]), firing, past)
+            marks = dict(found["marks"])
+            return cls(str(found["boot"]), dict(found["baselines"]), dict(found["cursors"]), firing, past, marks)
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
 
@@ -124,6 +131,7 @@ class Agent:
                 "cursors": self.runtime.cursors,
                 "firing": [asdict(fault) for fault in self.evaluator.firing()],
                 "past": self.evaluator.past,
+                "marks": self.source.marks(),
             },
             sort_keys=True,
         )
@@ -145,13 +153,13 @@ class Agent:
             self.runtime.tell_again()
         self.source.follow(self.runtime.step_rate(at_s))
         sample = self.sample = self.source.sample(at_s, monotonic_s)
-        faults = self.evaluator.check(sample, self.runtime.attribution())
+        faults = self.evaluator.check(sample, self._who(at_s))
         if faults:
             self._put(replace(self._head(at_s, monotonic_s), faults=tuple(faults)), FAULTS)
         facts = users = None
         if monotonic_s - self._facts_at >= FACTS_EVERY_S:
             facts, self._facts_at = self.source.facts(), monotonic_s
-        if (holding := self.source.users()) != self._users:
+        if (holding := named(self.source.users(), self.runtime.ranks())) != self._users:
             users = self._users = holding
         batch = replace(
             self._head(at_s, monotonic_s),
@@ -172,11 +180,17 @@ class Agent:
         lines = self.source.lines()
         if not lines:
             return []
-        faults = self.evaluator.note(lines, at_s, monotonic_s, self.runtime.attribution())
+        faults = self.evaluator.note(lines, at_s, monotonic_s, self._who(at_s))
         if faults:
             self._put(replace(self._head(at_s, monotonic_s), faults=tuple(faults)), FAULTS)
         self._put(replace(self._head(at_s, monotonic_s), kernel=lines[-KERNEL_LINES:]), TELEMETRY)
         return faults
+
+    def _who(self, at_s: float) -> Attribution:
+        """Who is on the node, and on each of its devices."""
+        ranks = self.runtime.ranks()
+        users = named(self.source.users(), ranks)
+        return attribution(ranks, users, self.evaluator.facts, self.runtime.heartbeat_ages(at_s))
 
     def sweep_once(self, at_s: float, monotonic_s: float) -> int:
         """Training records written since the last call go into batches of their own; returns how many steps."""

@@ -1,145 +1,75 @@
-"""`trimtab-agent`: options, the loop, signals. Everything it does each second stands in agents/node/agent.py."""
+"""`trimtab-agent`: its verbs and options; what `run` opens and ends. What it does each second stands in agent.py."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import math
 import os
-import queue
-import select
 import signal
-import socket
 import ssl
 import sys
-import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from agents.node import exporter
-from agents.node.agent import Agent, Paths
+from agents.node import exporter, look
+from agents.node.agent import Agent, Memory, Paths
+from agents.node.loop import Loop, say
+from agents.node.opening import SOURCES, machine_boot, open_source
 from agents.node.outbox import Outbox, OutboxError
 from agents.node.sender import Sender
-from agents.node.sources.base import Source, SourceError
-from agents.node.sources.simulated import SimulatedSource
-from agents.probe import wake
-from agents.readings import Fault
+from agents.node.sources.base import SourceError
+from agents.node.sources.files import Tree
 from agents.rules.load import RuleError, load_rules
-from agents.wire import Drill
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-PERIOD_S, SWEEP_S, GATHER_S = 1.0, 0.2, 0.05
-TAPS = 64
-
-
-def say(sentence: str) -> None:
-    print(f"trimtab-agent: {sentence}", file=sys.stderr, flush=True)
-
-
-def open_source(name: str, node: str) -> Source:
-    """The source by name; raises SourceError with what is missing."""
-    if name == "simulated":
-        return SimulatedSource(node, time.time())
-    found = "amdsmi is installed here" if importlib.util.find_spec("amdsmi") else "amdsmi is not installed here"
-    raise SourceError(
-        f"--source {name}: {found}, but this version reads no GPU yet: the amd source comes with a later one. "
-        "Use --source simulated to see the whole path."
-    )
-
-
-def machine_boot() -> str:
-    """The kernel's id of this boot."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else "unknown-boot"
-
-
-class Troubles:
-    """Says a trouble when it begins and forgets it when it is over, so that a log is not filled with one sentence."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, str] = {}
-
-    def note(self, topic: str, sentence: str) -> None:
-        """`sentence` is the present trouble of the topic, or empty."""
-        if sentence and self._said.get(topic) != sentence:
-            say(sentence)
-        self._said[topic] = sentence
-
-
-class Loop:
-    """Samples each second on a steady beat, sweeps the rings when tapped or each 200 ms, until told to stop."""
-
-    def __init__(self, agent: Agent, runtime_dir: Path) -> None:
-        self.agent = agent
-        self.stopping = threading.Event()
-        self.drills: queue.SimpleQueue[Drill] = queue.SimpleQueue()
-        self._troubles = Troubles()
-        runtime_dir.mkdir(parents=True, exist_ok=True)
-        self._wake = wake.listen(runtime_dir)
-
-    def run(self) -> None:
-        """Until `stopping` is set."""
-        due = time.monotonic()
-        while not self.stopping.is_set():
-            due = self.run_once(due)
-            self._rest(due)
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of the wake-up socket."""
-        self._wake.close()
-
-    def run_once(self, due: float) -> float:
-        """A sample if it is due, and a sweep; returns when the next sample is due. Missed beats are left out."""
-        now = time.monotonic()
-        if now >= due:
-            self._drill()
-            self._tell(self.agent.sample_once(time.time(), now))
-            due += PERIOD_S * math.ceil((now - due + 0.001) / PERIOD_S)
-        self._tell(self.agent.lines_once(time.time(), time.monotonic()))
-        self.agent.sweep_once(time.time(), time.monotonic())
-        self._save()
-        return due
-
-    @staticmethod
-    def _tell(faults: list[Fault]) -> None:
-        for fault in faults:
-            say(f"{fault.state}: {fault.sentence} (rule {fault.rule})")
-
-    def _save(self) -> None:
-        memory = ""
-        try:
-            self.agent.save()
-        except OSError as error:
-            memory = f"baselines and cursors cannot be kept: {error}"
-        self._troubles.note("memory", memory)
-        self._troubles.note("spool", self.agent.outbox.trouble)
-        self._troubles.note("batch", self.agent.trouble)
-        self._troubles.note("rings", "; ".join(self.agent.runtime.broken.values()))
-
-    def _rest(self, due: float) -> None:
-        """Until the next sample, a kernel line, a tap or 200 ms; after a tap a moment more: ranks share a batch."""
-        waits: list[socket.socket | int] = [self._wake, *self.agent.source.wakes()]
-        ready, _, _ = select.select(waits, [], [], max(0.0, min(SWEEP_S, due - time.monotonic())))
-        if self._wake in ready:
-            time.sleep(GATHER_S)
-            for _ in range(TAPS):
-                if not select.select([self._wake], [], [], 0)[0]:
-                    break
-                self._wake.recv(16)
-
-    def _drill(self) -> None:
-        while not self.drills.empty():
-            drill = self.drills.get()
-            refused = self.agent.drill(drill)
-            say(f"drill {drill.kind} on GPU {drill.gpu}: {refused or 'registers changed'}")
 
 
 def options(arguments: list[str] | None) -> argparse.Namespace:
+    """The verb and its options; without a verb it is `run`, as units and manifests call it."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+        words = ["run", *words]
     parser = argparse.ArgumentParser(prog="trimtab-agent", description="Reads a node and tells the Trimtab server.")
-    parser.add_argument("--source", choices=["auto", "simulated"], default="auto")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _run_options(verbs.add_parser("run", help="sample, judge and send, until told to stop (the default)"))
+    for name, help_ in (("once", "one sample, as a table or JSON"), ("watch", "a live table, each second")):
+        looking = verbs.add_parser(name, help=help_)
+        _source_options(looking)
+        looking.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    verbs.choices["watch"].add_argument("--seconds", type=float, help="end after so long (default: until Ctrl-C)")
+    doctor = verbs.add_parser("doctor", help="what is missing on this node, and how to get it")
+    doctor.add_argument("--host-root", type=Path, default=Path("/"), help="where the host's /sys, /proc and /dev are")
+    doctor.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    capture = verbs.add_parser("capture", help="record the node to a file")
+    capture.add_argument("file", type=Path)
+    capture.add_argument("--seconds", type=float, help="end after so long (default: until Ctrl-C)")
+    _source_options(capture)
+    replay = verbs.add_parser("replay", help="run a recording through the rules and say what they find")
+    replay.add_argument("file", type=Path)
+    replay.add_argument(
+        "--speed", type=float, default=0.0, help="times as fast as it was (default: at once)"
+    )
+    replay.add_argument("--rules", type=Path, default=os.environ.get("TRIMTAB_FAULT_RULES") or None)
+    replay.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    return parser.parse_args(words)
+
+
+def _source_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", choices=SOURCES, default="auto", help="auto: the node that is there")
+    parser.add_argument("--recording", type=Path, help="what --source replay plays")
     parser.add_argument("--node", default=os.uname().nodename, help="this node's name (default: the host's)")
+    parser.add_argument("--host-root", type=Path, default=Path("/"), help="where the host's /sys, /proc and /dev are")
+    parser.add_argument(
+        *("--watch-space",),
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a file system that must have room, such as the checkpoints'; may be given more than once",
+    )
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    _source_options(parser)
     parser.add_argument("--server", required=True, help="the server's URL, such as http://127.0.0.1:8440")
     parser.add_argument("--ca-file", default="", help="PEM file of the authority that the server's certificate is of")
     parser.add_argument("--token-file", type=Path, required=True, help="holds this node's agent token")
@@ -155,7 +85,6 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rules", type=Path, default=os.environ.get("TRIMTAB_FAULT_RULES") or None, help="another fault rule file"
     )
-    return parser.parse_args(arguments)
 
 
 class StartError(Exception):
@@ -188,11 +117,20 @@ def start(given: argparse.Namespace) -> tuple[Loop, Sender]:
     with ExitStack() as opened:
         try:
             rules = load_rules(Path(given.rules) if given.rules else None)
-            source = open_source(given.source, given.node)
             outbox = Outbox(given.spool_dir, given.spool_bytes)
             opened.callback(outbox.close)
             paths = Paths(given.runtime_dir, given.spool_dir)
-            agent = Agent(given.node, machine_boot(), source, rules, outbox, paths)
+            boot = machine_boot(Tree(given.host_root))
+            source = open_source(
+                given.source,
+                given.node,
+                root=given.host_root,
+                watched=(given.spool_dir, *given.watch_space),
+                marks=Memory.read(paths.memory).marks_of(boot),
+                recording=given.recording,
+            )
+            opened.callback(source.close)
+            agent = Agent(given.node, boot, source, rules, outbox, paths)
             loop = Loop(agent, given.runtime_dir)
             opened.callback(loop.close)
             sender = Sender(given.server, given.token_file, outbox, loop.drills.put, say, given.ca_file)
@@ -210,8 +148,10 @@ def start(given: argparse.Namespace) -> tuple[Loop, Sender]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 after a clean stop, 1 when it cannot start."""
+    """0 after a clean stop, 1 when it cannot start or a doctor finds something missing."""
     given = options(arguments)
+    if given.verb != "run":
+        return look.at(given)
     try:
         loop, sender = start(given)
     except StartError as error:
@@ -220,9 +160,12 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stopping.set())
     say(f"{given.node}: source {loop.agent.source.name}, {len(loop.agent.evaluator.rules)} rules, to {given.server}")
+    for part in loop.agent.source.facts().blind:
+        say(f"blind: {part}")
     sender.start()
     loop.run()
     sender.stop(2.0)
+    loop.agent.source.close()
     return 0
 
 

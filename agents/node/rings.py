@@ -15,7 +15,6 @@ from pathlib import Path
 
 from agents.probe.ring import RingError, RingMeta, RingReader, RingRecord
 from agents.readings import ExpertRecord, HeartbeatFile, StepRecord
-from agents.rules.evaluate import Attribution
 
 WAIT_FOR_RANKS_S = 1.0
 RATE_WINDOW_S, LONGEST_RATE_WINDOW_S = 4.0, 120.0
@@ -135,13 +134,20 @@ class RuntimeDirectory:
         self._recent = [at for at in self._recent if at > now_s - window_s]
         return len(self._recent) / window_s if self._rings else None
 
-    def attribution(self) -> Attribution:
-        """The run whose rank lives on this node, the newest if there are several."""
+    def ranks(self) -> list[RingMeta]:
+        """The ranks that live on this node, those of the newest attempt first."""
         metas = [reader.meta for reader in self._rings.values() if reader.written_by_living]
-        if not metas:
-            return Attribution()
-        newest = max(metas, key=lambda meta: (meta.attempt_no, -meta.rank))
-        return Attribution(newest.run_id, newest.attempt_no, newest.rank)
+        return sorted(metas, key=lambda meta: (-meta.attempt_no, meta.rank))
+
+    def heartbeat_ages(self, now_s: float) -> dict[int, float]:
+        """How long ago each rank's heartbeat file was written, by this node's clock; none of a rank without one."""
+        found: dict[int, float] = {}
+        for path, (modified_ns, _) in self._beats.items():
+            rank = path.stem.rpartition("-")[2]
+            if rank.isdecimal():
+                age_s = now_s - modified_ns / 1e9
+                found[int(rank)] = min(age_s, found.get(int(rank), age_s))
+        return found
 
     def _open_rings(self) -> None:
         for path in self._ring_files.changed():

@@ -135,7 +135,7 @@ def test_two_ranks_of_a_node_become_one_record_a_step(tmp_path: Path, opened: Ca
     assert swept.experts[0].counts.tolist() == [0, 2, 4, 6, 8, 10]
     assert len(swept.steps) == 4
     assert runtime.step_rate(10.0) == 1.0
-    assert runtime.attribution().run_id == "run"
+    assert runtime.ranks()[0].run_id == "run"
 
 
 def test_a_rank_that_says_nothing_is_waited_for_a_second_only(tmp_path: Path, opened: Callable[..., Probe]) -> None:
@@ -170,7 +170,7 @@ def test_the_ring_of_a_dead_trainer_is_read_to_its_end_and_let_go(tmp_path: Path
     subprocess.run([sys.executable, "-c", program, json.dumps(env)], check=True)
     runtime = RuntimeDirectory(tmp_path)
     assert [record.step for record in runtime.sweep(1.0).experts] == [7]
-    assert runtime.attribution().run_id == ""
+    assert runtime.ranks() == []
     assert runtime.step_rate(1.0) is None
     assert runtime.sweep(2.0).experts == []
 

@@ -100,9 +100,9 @@ def test_an_ended_writer_is_seen_though_its_process_id_lives_on(tmp_path: Path) 
     writer = RingWriter(folder(tmp_path) / "ring-rank-0.bin", replace(META, pid=os.getpid()))
     runtime = RuntimeDirectory(tmp_path)
     runtime.sweep(1.0)
-    assert runtime.attribution().run_id == "run"
+    assert runtime.ranks()[0].run_id == "run"
     writer.close()
-    assert runtime.attribution().run_id == ""
+    assert runtime.ranks() == []
     runtime.sweep(2.0)
     assert runtime.step_rate(2.0) is None
 
@@ -119,10 +119,10 @@ def test_a_trainer_killed_outright_lets_go_of_its_ring(tmp_path: Path) -> None:
         assert trainer.stdout is not None and trainer.stdout.readline() == "written\n"
         runtime = RuntimeDirectory(tmp_path)
         assert [record.step for record in runtime.sweep(1.0).steps] == [3]
-        assert runtime.attribution().run_id == "run"
+        assert runtime.ranks()[0].run_id == "run"
         trainer.kill()
         trainer.wait(10)
-        assert runtime.attribution().run_id == ""
+        assert runtime.ranks() == []
 
 
 @pytest.mark.parametrize("size", [0, 20, PAGE, PAGE + 100])

@@ -42,6 +42,10 @@ class Source(Protocol):
         """Tells one load of the GPU driver in a boot from the next: counters begin anew with it."""
         ...
 
+    def marks(self) -> dict[str, int]:
+        """How far logs have been read, by name: kept for the next agent on this boot."""
+        ...
+
     def close(self) -> None:
         """Lets go of what it holds open."""
         ...

@@ -103,6 +103,10 @@ class SimulatedSource:
         """Each start of the simulation: its counters begin at zero."""
         return f"simulated-{self._begun_s}"
 
+    def marks(self) -> dict[str, int]:
+        """None: a simulated node has no log but its own."""
+        return {}
+
     def close(self) -> None:
         """Nothing is held open."""
 

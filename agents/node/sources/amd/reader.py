@@ -1,0 +1,242 @@
+"""Reads one MI300X: a row of GPU_METRICS a second from as few calls as there are, and the records of its error log.
+
+What was seen on this device decides what is read: the average power and the edge temperature are not available, every
+array slot has its own sentinel, one XGMI slot is the device itself, links that are all down are links of which nothing
+is known, and the threshold of bad pages may be missing. Counts of errors come a block at a time; blocks that the device
+does not have are asked for once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from agents.node.sources.amd.binding import GONE, MORE_DATA, NO_PERMISSION, OK, Binding
+from agents.readings import GPU_INDEX, GPU_METRICS, UNKNOWN, KernelLine
+
+U16, U32, U64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+MEMORY_EVERY_S, PAGES_EVERY_S, RECORDS_EVERY_S = 5.0, 60.0, 2.0
+THRESHOLD = 128
+"""Bad pages at which a card must be replaced, where it does not say."""
+RECORD_BYTES, RECORDS, AFIDS = 64 << 10, 20, 12
+ALL_SEVERITIES = 0x7
+LINK_UP = 1
+_MIB = 1 << 20
+_AT = GPU_INDEX
+_EMPTY = [UNKNOWN] * len(GPU_METRICS)
+BLOCK_PREFIX = "AMDSMI_GPU_BLOCK_"
+NO_BLOCK = ("INVALID", "FIRST", "LAST", "RESERVED")
+
+
+def known(value: int, sentinel: int) -> int:
+    """The value, or UNKNOWN for the library's "not available"."""
+    return UNKNOWN if value == sentinel else int(value)
+
+
+def share(value: int) -> int:
+    """A percentage, or UNKNOWN: the library's sentinel, like anything else above 100, is none."""
+    return int(value) if value <= 100 else UNKNOWN
+
+
+def mean(values: Sequence[int], sentinel: int) -> int:
+    """The mean of what is available."""
+    found = [value for value in values if value != sentinel]
+    return round(sum(found) / len(found)) if found else UNKNOWN
+
+
+class GpuReader:
+    """One GPU. `read` and `records` are called by one thread; they may hang, and whoever waits must not."""
+
+    def __init__(self, binding: Binding, handle: Any, index: int, address: str) -> None:
+        self.binding, self.handle, self.index, self.address = binding, handle, index, address
+        wrapper = binding.wrapper
+        self._metrics = wrapper.amdsmi_gpu_metrics_t()
+        self._metrics_ref = ctypes.byref(self._metrics)
+        self._errors = wrapper.amdsmi_error_count_t()
+        self._errors_ref = ctypes.byref(self._errors)
+        self._ask_metrics, self._ask_errors = wrapper.amdsmi_get_gpu_metrics_info, wrapper.amdsmi_get_gpu_ecc_count
+        self._blocks: dict[str, list[int]] | None = None
+        self._slow: dict[str, int] = {}
+        self._due = dict.fromkeys(("memory", "pages", "records"), 0.0)
+        self.cursor = 0
+        """how many records of the error log have been read"""
+        self.blind = ""
+        """why the error log cannot be read; "" while it can"""
+        self._unread = False
+        self.errors: dict[int, int] = {}
+        """how often each status came, but success"""
+
+    def read(self, now_s: float) -> tuple[int, ...]:
+        """A row; `present` is 0 of a device that says it is gone, UNKNOWN where nothing can be told."""
+        begun = time.monotonic()
+        row = list(_EMPTY)
+        status = self._ask_metrics(self.handle, self._metrics_ref)
+        if status != OK:
+            self.errors[status] = self.errors.get(status, 0) + 1
+            row[_AT["present"]] = 0 if status in GONE else UNKNOWN
+        else:
+            row[_AT["present"]] = 1
+            self._from_metrics(row)
+            self._from_errors(row)
+            self._from_slow(row, now_s)
+        row[_AT["read_ms"]] = round((time.monotonic() - begun) * 1000)
+        return tuple(row)
+
+    def _from_metrics(self, row: list[int]) -> None:
+        m = self._metrics
+        row[_AT["power_w"]] = known(m.current_socket_power, U16)
+        row[_AT["energy_j"]] = known(m.energy_accumulator, U64)
+        row[_AT["temperature_hotspot_c"]] = known(m.temperature_hotspot, U16)
+        row[_AT["temperature_hbm_c"]] = known(m.temperature_mem, U16)
+        row[_AT["temperature_vr_c"]] = known(m.temperature_vrsoc, U16)
+        busy = share(m.average_gfx_activity)
+        row[_AT["gfx_activity_percent"]] = self._busy() if busy == UNKNOWN else busy
+        row[_AT["umc_activity_percent"]] = share(m.average_umc_activity)
+        row[_AT["gfx_clock_mhz"]] = mean(m.current_gfxclks[:], U16)
+        row[_AT["umc_clock_mhz"]] = known(m.current_uclk, U16)
+        row[_AT["throttle_ppt_ticks"]] = known(m.ppt_residency_acc, U64)
+        row[_AT["throttle_prochot_ticks"]] = known(m.prochot_residency_acc, U64)
+        row[_AT["throttle_thermal_ticks"]] = known(m.socket_thm_residency_acc, U64)
+        row[_AT["throttle_vr_ticks"]] = known(m.vr_thm_residency_acc, U64)
+        row[_AT["throttle_hbm_ticks"]] = known(m.hbm_thm_residency_acc, U64)
+        row[_AT["accumulation_ticks"]] = known(m.accumulation_counter, U64)
+        row[_AT["pcie_width_lanes"]] = known(m.pcie_link_width, U16)
+        row[_AT["pcie_speed_gtps"]] = known(m.pcie_link_speed, U16)
+        row[_AT["pcie_replay_total"]] = known(m.pcie_replay_count_acc, U64)
+        row[_AT["pcie_nak_sent_total"]] = known(m.pcie_nak_sent_count_acc, U32)
+        row[_AT["pcie_nak_received_total"]] = known(m.pcie_nak_rcvd_count_acc, U32)
+        row[_AT["pcie_recovery_total"]] = known(m.pcie_l0_to_recov_count_acc, U64)
+        self._links(row)
+
+    def _busy(self) -> int:
+        """Activity of the accelerator dies, where the average over them is not available."""
+        inst = [value for value in self._metrics.xcp_stats[0].gfx_busy_inst[:] if value <= 100]
+        return round(sum(inst) / len(inst)) if inst else UNKNOWN
+
+    def _links(self, row: list[int]) -> None:
+        m = self._metrics
+        read, written, status = m.xgmi_read_data_acc[:], m.xgmi_write_data_acc[:], m.xgmi_link_status[:]
+        mask = sum(1 << peer for peer, state in enumerate(status) if state == LINK_UP)
+        moved_in = moved_out = 0
+        for peer, (inward, outward) in enumerate(zip(read, written, strict=True)):
+            if U64 in (inward, outward) or (peer == self.index and not mask >> peer & 1):
+                continue  # not available, or the slot of the device itself
+            row[_AT[f"xgmi_link_{peer}_kb"]] = inward + outward
+            moved_in, moved_out = moved_in + inward, moved_out + outward
+        row[_AT["xgmi_read_kb"]], row[_AT["xgmi_write_kb"]] = moved_in, moved_out
+        if mask:  # all down means that nobody knows
+            row[_AT["xgmi_up_mask"]], row[_AT["xgmi_links_up"]] = mask, mask.bit_count()
+
+    # --- errors ------------------------------------------------------------------------------------------------------
+
+    def _known_blocks(self) -> dict[str, list[int]]:
+        """The device's blocks that count errors, asked once: of memory, of XGMI, of all others."""
+        if self._blocks is None:
+            wrapper = self.binding.wrapper
+            found: dict[str, list[int]] = {"hbm": [], "xgmi": [], "other": []}
+            # by the constants' names: the package's own table has lost those that share a number
+            for name in [one for one in dir(wrapper) if one.startswith(BLOCK_PREFIX)]:
+                short, block = name.removeprefix(BLOCK_PREFIX), getattr(wrapper, name)
+                if short not in NO_BLOCK and self._ask_errors(self.handle, block, self._errors_ref) == OK:
+                    found[{"UMC": "hbm", "XGMI_WAFL": "xgmi"}.get(short, "other")].append(block)
+            self._blocks = found
+        return self._blocks
+
+    def _from_errors(self, row: list[int]) -> None:
+        for kind, blocks in self._known_blocks().items():
+            correctable = uncorrectable = deferred = 0
+            for block in blocks:
+                status = self._ask_errors(self.handle, block, self._errors_ref)
+                if status != OK:
+                    self.errors[status] = self.errors.get(status, 0) + 1
+                    break
+                correctable += self._errors.correctable_count
+                uncorrectable += self._errors.uncorrectable_count
+                deferred += self._errors.deferred_count
+            else:
+                if not blocks:
+                    continue
+                row[_AT[f"ecc_{kind}_correctable_total"]] = correctable
+                row[_AT[f"ecc_{kind}_uncorrectable_total"]] = uncorrectable
+                if kind != "xgmi":
+                    row[_AT[f"ecc_{kind}_deferred_total"]] = deferred
+
+    # --- what changes slowly -----------------------------------------------------------------------------------------
+
+    def _from_slow(self, row: list[int], now_s: float) -> None:
+        if now_s >= self._due["memory"]:
+            self._due["memory"] = now_s + MEMORY_EVERY_S
+            self._slow["vram_used_mib"] = self._number("amdsmi_get_gpu_memory_usage", ctypes.c_uint64(), 0, _MIB)
+            if self._slow.get("vram_total_mib", UNKNOWN) == UNKNOWN:
+                self._slow["vram_total_mib"] = self._number("amdsmi_get_gpu_memory_total", ctypes.c_uint64(), 0, _MIB)
+        if now_s >= self._due["pages"]:
+            self._due["pages"] = now_s + PAGES_EVERY_S
+            self._slow["bad_pages_total"] = self._pages()
+            threshold = self._number("amdsmi_get_gpu_bad_page_threshold", ctypes.c_uint32(), None, 1)
+            self._slow["bad_page_threshold"] = threshold if threshold > 0 else THRESHOLD
+        for name, value in self._slow.items():
+            row[_AT[name]] = value
+
+    def _number(self, name: str, into: Any, key: int | None, divisor: int) -> int:
+        ask = getattr(self.binding.wrapper, name)
+        keys = () if key is None else (key,)
+        return int(into.value) // divisor if ask(self.handle, *keys, ctypes.byref(into)) == OK else UNKNOWN
+
+    def _pages(self) -> int:
+        count = ctypes.c_uint32(0)
+        nothing = ctypes.POINTER(self.binding.wrapper.amdsmi_retired_page_record_t)()
+        status = self.binding.wrapper.amdsmi_get_gpu_bad_page_info(self.handle, ctypes.byref(count), nothing)
+        return int(count.value) if status == OK else UNKNOWN
+
+    # --- the error log -----------------------------------------------------------------------------------------------
+
+    def records(self, now_s: float, at_s: float, *, skip: bool = False) -> Iterator[KernelLine]:
+        """New records of the device's error log, one line an AMD field identifier; with `skip` they are old news."""
+        if self._unread or (now_s < self._due["records"] and not skip):
+            return
+        self._due["records"] = now_s + RECORDS_EVERY_S
+        more = True
+        while more:
+            found, more = self._next_records()
+            for body in found:
+                for afid in () if skip else self._afids(body):
+                    text = f"CPER of {self.address}: AFID {afid}"
+                    yield KernelLine(at_s, 3, text, self.address, f"afid-{afid}")
+
+    def _next_records(self) -> tuple[list[bytes], bool]:
+        """Raw records behind the cursor, and whether there are more."""
+        wrapper = self.binding.wrapper
+        buffer = ctypes.create_string_buffer(RECORD_BYTES)
+        size, count = ctypes.c_uint64(RECORD_BYTES), ctypes.c_uint64(RECORDS)
+        cursor = ctypes.c_uint64(self.cursor)
+        header = ctypes.POINTER(wrapper.amdsmi_cper_hdr_t)
+        headers = ctypes.cast((header * RECORDS)(), ctypes.POINTER(header))
+        status = wrapper.amdsmi_get_gpu_cper_entries(
+            *(self.handle, ALL_SEVERITIES, buffer, ctypes.byref(size), headers),
+            *(ctypes.byref(count), ctypes.byref(cursor)),
+        )
+        if status not in (OK, MORE_DATA):
+            self._unread = True
+            if status == NO_PERMISSION:
+                self.blind = "the GPUs' error records need read access to debugfs (CAP_SYS_ADMIN or a mount of it)"
+            return [], False
+        found, at = [], 0
+        for _ in range(min(count.value, RECORDS)):
+            length = ctypes.cast(ctypes.addressof(buffer) + at, header).contents.record_length
+            if not 0 < length <= size.value - at:
+                break
+            found.append(buffer.raw[at : at + length])
+            at += length
+        moved = cursor.value != self.cursor
+        self.cursor = int(cursor.value)
+        return found, status == MORE_DATA and moved
+
+    def _afids(self, body: bytes) -> list[int]:
+        wrapper = self.binding.wrapper
+        held = ctypes.create_string_buffer(body, len(body))
+        numbers, count = (ctypes.c_uint64 * AFIDS)(), ctypes.c_uint32(AFIDS)
+        start = ctypes.cast(held, ctypes.POINTER(ctypes.c_char))
+        status = wrapper.amdsmi_get_afids_from_cper(start, len(body), numbers, ctypes.byref(count))
+        return [int(numbers[at]) for at in range(min(count.value, AFIDS))] if status == OK else []
