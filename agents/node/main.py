@@ -45,9 +45,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     _source_options(capture)
     replay = verbs.add_parser("replay", help="run a recording through the rules and say what they find")
     replay.add_argument("file", type=Path)
-    replay.add_argument(
-        "--speed", type=float, default=0.0, help="times as fast as it was (default: at once)"
-    )
+    replay.add_argument("--speed", type=float, default=0.0, help="times as fast as it was (default: at once)")
     replay.add_argument("--rules", type=Path, default=os.environ.get("TRIMTAB_FAULT_RULES") or None)
     replay.add_argument("-o", "--output", choices=["table", "json"], default="table")
     return parser.parse_args(words)

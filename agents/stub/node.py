@@ -47,8 +47,9 @@ class StubNode:
         self.state = state.State(at / "state")
         self.records: dict[int, list[int]] = {gpu: [] for gpu in range(GPUS)}
         self.disk_free_tenths, self.clock_ms = 620, 0
-        self._sequence = 0
+        self._sequence, self._at_s = 0, at_s
         self._written: dict[str, str] = {}
+        self._files: dict[str, int] = {}
         self._say_library()
         self._wrapper: Any = importlib.import_module("amdsmi.amdsmi_wrapper")
         self._say_identity()
@@ -73,11 +74,16 @@ class StubNode:
 
     def put(self, name: str, text: str) -> None:
         """A small file of the host's, if it changed."""
-        if self._written.get(name) != text:
+        if self._written.get(name) == text:
+            return
+        if name not in self._files:
             path = self.tree / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text + "\n")
-            self._written[name] = text
+            self._files[name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        body = f"{text}\n".encode()
+        os.pwrite(self._files[name], body, 0)
+        os.ftruncate(self._files[name], len(body))
+        self._written[name] = text
 
     def _link(self, name: str, to: str) -> None:
         path = self.tree / name
@@ -88,11 +94,13 @@ class StubNode:
     def _make_trees(self) -> None:
         for nic in self.facts.nics:
             at = nic.index
-            switch = f"sys/devices/pci0000:{at:02x}/0000:{0x04 + 0x20 * at:02x}:01.0"
-            for address in (drills.address(at), drills.nic_address(at)):
-                self.put(f"{switch}/{address}/vendor", "0x1002" if address == drills.address(at) else "0x1dd8")
-                self._link(f"sys/bus/pci/devices/{address}", f"{switch}/{address}")
-            device = f"{switch}/{nic.pci_address}"
+            bus = 0x04 + 0x20 * at  # one switch, with a port for the GPU and one for its NIC
+            switch = f"sys/devices/pci0000:{at:02x}/0000:{bus - 1:02x}:00.0"
+            for port, address in ((1, drills.address(at)), (2, drills.nic_address(at))):
+                place = f"{switch}/0000:{bus:02x}:{port:02x}.0/{address}"
+                self.put(f"{place}/vendor", "0x1002" if port == 1 else "0x1dd8")
+                self._link(f"sys/bus/pci/devices/{address}", place)
+            device = f"{switch}/0000:{bus:02x}:02.0/{nic.pci_address}"
             self._link(f"sys/class/infiniband/{nic.name}/device", device)
             self.put(f"sys/class/infiniband/{nic.name}/fw_ver", nic.firmware)
             self.put(f"{device}/net/{nic.interface}/speed", "400000")
@@ -114,7 +122,8 @@ class StubNode:
     def say(self, priority: int, text: str, facility: int = 0) -> None:
         """The kernel, or with another facility a program, prints a line."""
         self._sequence += 1
-        micros = int(time.monotonic() * 1e6)
+        passed_s = self._at_s - (time.time() - time.monotonic())  # since boot, at the time that the node has
+        micros = int((passed_s if passed_s > 0 else time.monotonic()) * 1e6)
         record = f"{facility << 3 | priority},{self._sequence},{micros},-;{text}\n"
         os.write(self._log, record.encode())
 
@@ -122,6 +131,7 @@ class StubNode:
 
     def beat(self, at_s: float) -> NodeSample:
         """Lets time pass to `at_s`; everything that is read from outside is then as the registers are."""
+        self._at_s = at_s
         self._asked_drills()
         sample = self.source.sample(at_s, at_s)
         for number, row in enumerate(sample.gpus):
@@ -189,7 +199,9 @@ class StubNode:
         if not self.source.users():
             if (self.tree / own).exists():
                 shutil.rmtree(self.tree / own)
-                self._written = {name: text for name, text in self._written.items() if not name.startswith(own)}
+                for name in [name for name in self._files if name.startswith(own)]:
+                    os.close(self._files.pop(name))
+                    del self._written[name]
             return
         for number in KFD_NUMBERS:
             self.put(f"{own}/vram_{number}", str(150_700 << 20))
@@ -200,8 +212,10 @@ class StubNode:
         self.put(f"proc/{TRAINER_PID}/cgroup", group)
 
     def close(self) -> None:
-        """Lets go of the log's pipe."""
-        os.close(self._log)
+        """Lets go of the log's pipe and of the files."""
+        for descriptor in (self._log, *self._files.values()):
+            os.close(descriptor)
+        self._files.clear()
 
 
 _COUNTERS = {

@@ -220,7 +220,7 @@ def test_an_agent_killed_with_unsent_batches_sends_them_after_its_restart(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--source", "auto"], "amd source"),
+        (["--source", "auto"], "amd-smi-lib"),
         (["--rules", "/nowhere/rules.toml"], "cannot be read"),
         (["--server", "nonsense"], "must be a URL"),
         (["--token-file", "/nowhere/token"], "No such file"),

@@ -16,7 +16,8 @@ from agents.node import agent as agent_module
 from agents.node import main as main_module
 from agents.node.agent import Agent, Paths, portions
 from agents.node.exporter import AgentCollector
-from agents.node.main import Loop, StartError, Troubles, options, start
+from agents.node.loop import Loop, Troubles
+from agents.node.main import StartError, options, start
 from agents.node.outbox import Outbox
 from agents.node.rings import Swept
 from agents.node.sender import SenderState

@@ -34,6 +34,7 @@ class Places:
     rocm: Path | None = None
     free: Callable[[Path], int] = free_tenths
     clock: Callable[[], int] = clock_offset_ms
+    monotonic: Callable[[], float] = time.monotonic
 
 
 class MachineSource:
@@ -48,7 +49,7 @@ class MachineSource:
         tree = places.tree
         self._binding = Binding(places.rocm)
         self.simulated = self._binding.stub
-        self._gpus = AmdGpus(self._binding, marks)
+        self._gpus = AmdGpus(self._binding, marks, places.monotonic)
         self._nics = Nics(tree)
         self._host = Host(tree, places.watched, places.free, places.clock)
         numbers = {one.kfd_id: one.gpu.index for one in self._gpus.identities if one.kfd_id}

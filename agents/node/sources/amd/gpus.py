@@ -41,14 +41,15 @@ class _Worker:
 
     def __init__(self, name: str) -> None:
         self.since_s: float | None = None
+        """by whatever clock its owner has"""
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[tuple[int, Any]], int]] = (
             queue.SimpleQueue()
         )
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def ask(self, work: Callable[[], Any], done: queue.SimpleQueue[tuple[int, Any]], number: int) -> None:
+    def ask(self, work: Callable[[], Any], done: queue.SimpleQueue[tuple[int, Any]], number: int, now_s: float) -> None:
         """Begins `work`; its result, or the exception, is put into `done` with the number."""
-        self.since_s = time.monotonic()
+        self.since_s = now_s
         self._work.put((work, done, number))
 
     def _run(self) -> None:
@@ -64,10 +65,11 @@ class _Worker:
 
 
 class AmdGpus:
-    """The GPUs of this node. `marks` are the readers' cursors of an earlier agent on the same boot, by address."""
+    """The GPUs of this node. `marks` are the readers' cursors of an earlier agent on the same boot, by address; `clock`
+    tells how long a call has been waiting."""
 
-    def __init__(self, binding: Binding, marks: Mapping[str, int]) -> None:
-        self.binding = binding
+    def __init__(self, binding: Binding, marks: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
+        self.binding, self._clock = binding, clock
         try:
             handles = binding.handles()
         except CallError as error:
@@ -122,7 +124,7 @@ class AmdGpus:
         row = [UNKNOWN] * len(GPU_METRICS)
         since_s = self._workers[at].since_s
         if since_s is not None:
-            row[GPU_INDEX["read_ms"]] = round((time.monotonic() - since_s) * 1000)
+            row[GPU_INDEX["read_ms"]] = round((self._clock() - since_s) * 1000)
         return tuple(row)
 
     def _call(self, work: Callable[[int], Any], deadline_s: float) -> list[Any]:
@@ -132,7 +134,8 @@ class AmdGpus:
         asked = 0
         for at, worker in enumerate(self._workers):
             if worker.since_s is None:
-                worker.ask(lambda at=at: work(at), done, at)  # type: ignore[misc]  # a default binds the loop's value
+                # a default binds the loop's value
+                worker.ask(lambda at=at: work(at), done, at, self._clock())  # type: ignore[misc]
                 asked += 1
         until = time.monotonic() + deadline_s
         for _ in range(asked):
