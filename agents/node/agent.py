@@ -249,4 +249,6 @@ class Agent:
             last_acknowledged_s=sender.last_acknowledged_s,
             ring_records_missed=self.runtime.missed,
             sample_seconds=self.sample_seconds,
+            blind=self.source.facts().blind,
+            quality=self.source.quality(),
         )

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from agents.node.sources.base import Quality
 from agents.readings import METRICS, UNKNOWN, Fault, NodeSample
 from agents.readings import Metric as Column
 
@@ -39,16 +40,40 @@ class AgentState:
     last_acknowledged_s: float | None
     ring_records_missed: int
     sample_seconds: float
+    blind: tuple[str, ...] = ()
+    quality: Quality = field(default_factory=Quality)
 
 
-def _family(prefix: str, column: Column, label: str, rows: tuple[tuple[int, ...], ...], at: int, node: str) -> Metric:
-    """One column over all devices; a counter's name loses `_total`, which the exposition adds again."""
-    help_ = f"{column.help}{f' ({column.unit})' if column.unit else ''}"
+UNITS: dict[str, tuple[str, str, float]] = {
+    "W": ("_w", "_watts", 1.0),
+    "J": ("_j", "_joules", 1.0),
+    "°C": ("_c", "_celsius", 1.0),
+    "%": ("_percent", "_ratio", 0.01),
+    "MHz": ("_mhz", "_hertz", 1e6),
+    "MiB": ("_mib", "_bytes", 1 << 20),
+    "KB": ("_kb", "_bytes", 1024.0),
+    "ms": ("_ms", "_seconds", 0.001),
+    "GT/s": ("_gtps", "_transfers_per_second", 1e9),
+    "Gb/s": ("_gbps", "_bits_per_second", 1e9),
+}
+"""How a unit of ours ends a name, how Prometheus' base unit does, and how many of it one is."""
+
+
+def exported(scope: str, column: Column) -> tuple[str, float]:
+    """(name without `_total`, factor to its base unit) of a metric as Prometheus has it."""
+    ours, base, factor = UNITS.get(column.unit, ("", "", 1.0))
+    name = column.name.removesuffix("_total")
+    return f"trimtab_{scope}_{name.removesuffix(ours)}{base}", column.resolution * factor
+
+
+def _family(scope: str, column: Column, rows: tuple[tuple[int, ...], ...], at: int, node: str) -> Metric:
+    """One column over all devices; the exposition adds a counter's `_total`. A node is its own host's only label."""
+    name, factor = exported(scope, column)
     kind = CounterMetricFamily if column.kind == "counter" else GaugeMetricFamily
-    family = kind(f"trimtab_{prefix}_{column.name.removesuffix('_total')}", help_, labels=["node", label])
+    family = kind(name, column.help, labels=["node"] if scope == "host" else ["node", scope])
     for number, values in enumerate(rows):
         if values[at] != UNKNOWN:
-            family.add_metric([node, str(number)], values[at] * column.resolution)
+            family.add_metric([node] if scope == "host" else [node, str(number)], values[at] * factor)
     return family
 
 
@@ -73,7 +98,8 @@ class AgentCollector(Collector):
         if state.sample is not None:
             for scope, columns in METRICS.items():
                 for at, column in enumerate(columns):
-                    yield _family(scope, column, scope, state.sample.rows(scope), at, node)
+                    yield _family(scope, column, state.sample.rows(scope), at, node)
+            yield _unknown(state.sample, node)
             stamp = GaugeMetricFamily(
                 "trimtab_agent_last_sample_timestamp_seconds", "wall time of the last sample", labels=["node"]
             )
@@ -85,6 +111,7 @@ class AgentCollector(Collector):
         for fault in state.faults:
             firing.add_metric([node, fault.rule, fault.entity], 1)
         yield firing
+        yield from _quality(state)
         yield from self._own(state)
 
     @staticmethod
@@ -111,6 +138,40 @@ class AgentCollector(Collector):
             if number is not None:
                 gauge.add_metric([state.node], number)
             yield gauge
+
+
+def _unknown(sample: NodeSample, node: str) -> Metric:
+    """The map of what is not available: how many devices have no value of each metric."""
+    family = GaugeMetricFamily(
+        "trimtab_agent_unknown_devices", "devices without a value of a metric", labels=["node", "scope", "metric"]
+    )
+    for scope, columns in METRICS.items():
+        for at, column in enumerate(columns):
+            missing = sum(row[at] == UNKNOWN for row in sample.rows(scope))
+            if missing:
+                family.add_metric([node, scope, column.name], missing)
+    return family
+
+
+def _quality(state: AgentState) -> Iterator[Metric]:
+    """How well the agent can look."""
+    blind = GaugeMetricFamily("trimtab_agent_blind", "1 for each part that cannot be read", labels=["node", "reason"])
+    for reason in state.blind:
+        blind.add_metric([state.node, reason], 1)
+    yield blind
+    errors = CounterMetricFamily(
+        "trimtab_gpu_call_errors", "reads that failed, by the library's status", labels=["node", "gpu", "status"]
+    )
+    for (gpu, status), count in sorted(state.quality.call_errors.items()):
+        errors.add_metric([state.node, str(gpu), str(status)], count)
+    yield errors
+    for name, value, help_ in (
+        ("kernel_lines", state.quality.kernel_lines, "lines of the kernel log that were read"),
+        ("kernel_overruns", state.quality.kernel_overruns, "times the kernel log ran over before it was read"),
+    ):
+        counter = CounterMetricFamily(f"trimtab_agent_{name}", help_, labels=["node"])
+        counter.add_metric([state.node], value)
+        yield counter
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -97,7 +97,9 @@ def submit(parts: Parts, caller: Operator, deed: Doing, body: Submission) -> Jso
 @router.post("/runs/validate")
 def validate(parts: Parts, _caller: Viewer, body: Submission) -> Json:
     """What would happen to this job now: problems with paths, checks, candidate nodes, a cluster's word. No change."""
-    return preflight.check(parts.store, parts.backend, parts.places, body.source(), parts.clock.now(), ray=parts.ray)
+    now, refusing = parts.clock.now(), parts.book.refusing
+    source = body.source()
+    return preflight.check(parts.store, parts.backend, parts.places, source, now, ray=parts.ray, refusing=refusing)
 
 
 @router.get("/runs/{run_id}")

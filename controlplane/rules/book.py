@@ -31,6 +31,9 @@ _SAYS = {
     "expert-imbalance": {"run", "layers", "of", "layer", "cv", "floors", "effective"},
     "expert-oscillation": {"run", "layers", "of", "layer", "period", "lag1"},
     "expert-dead": {"run", "experts", "steps", "layer", "count", "of"},
+    "power-cap": {"gpu", "node", "run", "value", "usual"},
+    "straggler": {"gpu", "node", "run", "value", "slow"},
+    "drift": {"node", "what", "own", "usual"},
 }
 _TAKES = {
     "no-telemetry": {"blind_s"},
@@ -44,9 +47,12 @@ _TAKES = {
     },
     "expert-oscillation": {"window_steps", "warmup_steps", "lag1", "cv_floor", "lag1_alone"},
     "expert-dead": {"steps", "warmup_steps"},
+    "power-cap": {"window_s", "percent"},
+    "straggler": {"window_s", "percent", "alike_percent", "busy_percent", "slow_percent"},
+    "drift": set[str](),
 }
 _TEXTS = ("id", "title", "fires", "sentence", "severity", "action", "window", "source")
-_WORSE = {"no-telemetry", "expert-imbalance"}
+_WORSE = {"no-telemetry", "expert-imbalance", "straggler"}
 
 
 class RuleError(ValueError):
@@ -75,6 +81,8 @@ class Rule:
     window: str
     source: str
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    refuses: bool = False
+    """whether nothing new is placed on its node while it fires"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,12 @@ class RuleBook:
     def root(self, rule_id: str) -> str:
         """The rule of which this one is a graver or wider form, or itself: faults of one root are one incident."""
         return self.roots.get(rule_id, rule_id)
+
+    @property
+    def refusing(self) -> frozenset[str]:
+        """The rules that keep new attempts off a node while they fire, though they only alert."""
+        own = frozenset(rule.id for rule in self.rules.values() if rule.refuses)
+        return own | {rule.id for rule in self.node_rules.values() if rule.refuses}
 
     def corrupts(self, rule_id: str) -> bool:
         """Whether memory cannot be trusted after it: no save, and checkpoints since the onset are tainted."""
@@ -209,7 +223,7 @@ def _problems(table: Mapping[str, Any]) -> Iterator[str]:
     if missing:
         yield f"{name}: lacks {', '.join(missing)}"
         return
-    unknown = table.keys() - {*_TEXTS, "hold_s", "thresholds", "worse"}
+    unknown = table.keys() - {*_TEXTS, "hold_s", "thresholds", "worse", "refuses"}
     if unknown:
         yield f"{name}: knows no {', '.join(sorted(unknown))}"
     if name not in _SAYS:
@@ -253,6 +267,7 @@ def _rule(table: Mapping[str, Any]) -> Rule:
         window=table["window"],
         source=table["source"],
         thresholds={name: float(value) for name, value in table["thresholds"].items()},
+        refuses=bool(table.get("refuses", False)),
     )
 
 

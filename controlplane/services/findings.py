@@ -18,6 +18,7 @@ from controlplane.rules.book import RuleBook
 from controlplane.rules.findings import RUN, Finding, Judgement, Subject
 from controlplane.runs.ledger import QUARANTINE_SHARE
 from controlplane.services import breaker
+from controlplane.services.peers import Comparison
 from controlplane.services.pulses import no_pulse
 from controlplane.store import experts, incidents, nodes, steps, tables, watch
 from controlplane.store.engine import Session
@@ -58,6 +59,7 @@ class Watch:
         """
         self.book, self.since_s, self.quarantine_share = book, since_s, quarantine_share
         self._pulses = pulses
+        self._comparison = Comparison(book)
         self._experts: dict[str, _Verdict] = {}
         self._losses: dict[str, _Verdict] = {}
 
@@ -74,6 +76,7 @@ class Watch:
         judgement += self._held(session, everyone, now)
         judgement += training.hang(ranks, self.book, now=now, watching_since_s=self.since_s)
         offsets = watch.clock_offsets(session)
+        judgement += self._comparison.judge(session, attempts, everyone, offsets, now)
         for attempt in attempts:
             offset = offsets.get(attempt.nodes[0], 0.0) if attempt.nodes else 0.0
             judgement += self._loss(session, attempt, offset)

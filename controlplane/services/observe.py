@@ -45,7 +45,7 @@ class Fleet:
             self.heard_s = nodes.last_heard_s(session, default=since_s)
             self.waiting = incidents.waiting(session)
             self.corrupting = incidents.corrupting(session, book, since_s=now - RECENT_S)
-            self.afflicted = incidents.afflicted(session)
+            self.afflicted = incidents.afflicted(session, book.refusing)
             self.taken = runs.taken_nodes(session)
 
     @property

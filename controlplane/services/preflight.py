@@ -6,7 +6,7 @@ be sent. What is not known (the time of a step that was never run) is said as un
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from controlplane.backends.base import Backend
@@ -31,8 +31,10 @@ def check(
     now: float,
     *,
     ray: Backend | None = None,
+    refusing: Collection[str] = (),
 ) -> Json:
-    """The preflight of a spec. API: runs/validate. `ray`: where Ray programs would go, if anywhere."""
+    """The preflight of a spec. API: runs/validate. `ray`: where Ray programs would go, if anywhere; `refusing`: rules
+    that keep new attempts off a node."""
     try:
         spec = parse_job(source)
         backend = run_service.on_what(spec, backend, ray)
@@ -42,7 +44,7 @@ def check(
         rows = nodes.machines(session)
         waiting = runs.listed(session, ("queued",))
         seconds = _seconds(session, spec)
-        afflicted = incidents.afflicted(session)
+        afflicted = incidents.afflicted(session, refusing)
     free = observe.candidates(backend, rows, now, afflicted)
     barred = () if backend.pins_nodes else plan.barred(free or (), ())
     seen = backend.forecast(plans.first_plan(places, spec, barred))

@@ -196,8 +196,10 @@ def actionable(session: Session, book: RuleBook) -> list[Actionable]:
     return waiting(session).actionable(book)
 
 
-def afflicted(session: Session) -> dict[str, str]:
-    """Nodes on which a fault fires that asks for more than an alert, decided or not, with its rule.
+def afflicted(session: Session, refusing: Collection[str] = ()) -> dict[str, str]:
+    """Nodes on which a fault fires that asks for more than an alert, or is of a `refusing` rule; decided or not.
+
+    By name, with the rule.
 
     One that has no incident yet counts too; no longer those whose incident a person has resolved.
     """
@@ -205,7 +207,7 @@ def afflicted(session: Session) -> dict[str, str]:
     stands = query.where(
         Incident.state.in_(_STANDS) | Fault.incident_id.is_(None),
         Fault.state == "firing",
-        Fault.action.in_(_ASKS),
+        Fault.action.in_(_ASKS) | Fault.rule.in_(sorted(refusing)),
         Fault.node != "",
     )
     return {row.node: row.rule for row in session.execute(stands.order_by(Fault.onset_s.desc()))}

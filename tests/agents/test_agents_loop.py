@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agents.node import agent as agent_module
-from agents.node import main as main_module
+from agents.node import loop as loop_module
 from agents.node.agent import Agent, Paths, portions
 from agents.node.exporter import AgentCollector
 from agents.node.loop import Loop, Troubles
@@ -234,7 +234,7 @@ def test_a_scrape_before_the_first_sample_is_no_error(node: Node) -> None:
 def test_the_beat_keeps_its_phase_and_leaves_out_what_it_missed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(node.agent, node.folder / "runtime")
     clock = [50.0]
-    monkeypatch.setattr(main_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loop_module.time, "monotonic", lambda: clock[0])
     due, sampled = 50.0, []
     for now in (50.0, 50.2, 50.9, 51.001, 51.5, 55.7, 56.0, 57.3):
         clock[0] = now

@@ -94,5 +94,5 @@ def test_a_broken_agents_file_is_named_too(tmp_path: Path) -> None:
 
 def test_a_worse_level_is_where_the_code_knows_one(tmp_path: Path) -> None:
     text = SHIPPED.read_text() + '[rule.worse]\nseverity = "error"\naction = "alert"\nsentence = "{run}"\n'
-    with pytest.raises(RuleError, match="expert-dead: a worse level is not known"):
+    with pytest.raises(RuleError, match="drift: a worse level is not known"):
         rule_book.load(write(tmp_path, text))

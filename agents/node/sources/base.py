@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from agents.readings import GpuUser, KernelLine, NodeFacts, NodeSample
@@ -10,6 +11,15 @@ from agents.readings import GpuUser, KernelLine, NodeFacts, NodeSample
 
 class SourceError(Exception):
     """A source that cannot be opened; the message says what is missing and how to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How well a source can look: failed calls by (GPU, the library's status), kernel lines read, log overruns."""
+
+    call_errors: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    kernel_lines: int = 0
+    kernel_overruns: int = 0
 
 
 class Source(Protocol):
@@ -40,6 +50,10 @@ class Source(Protocol):
 
     def driver_load(self) -> str:
         """Tells one load of the GPU driver in a boot from the next: counters begin anew with it."""
+        ...
+
+    def quality(self) -> Quality:
+        """How well it can look, since it was opened."""
         ...
 
     def marks(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agents.node.sources.amd.binding import Binding
 from agents.node.sources.amd.gpus import AmdGpus
+from agents.node.sources.base import Quality
 from agents.node.sources.files import Tree, below_ports, nearest
 from agents.node.sources.host import Host, clock_offset_ms, free_tenths
 from agents.node.sources.kfd import Processes
@@ -146,6 +147,10 @@ class MachineSource:
             return f"kfd-{os.stat(self._places.tree.path('dev/kfd')).st_mtime_ns}"
         except OSError:
             return ""
+
+    def quality(self) -> Quality:
+        log = (0, 0) if self._log is None else (self._log.lines_read, self._log.overruns)
+        return Quality(self._gpus.errors(), *log)
 
     def marks(self) -> dict[str, int]:
         """How far the kernel log and the GPUs' error logs have been read."""

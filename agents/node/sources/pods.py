@@ -53,7 +53,7 @@ def ask(socket: Path) -> dict[str, tuple[str, str]]:
     """(namespace/pod, container) by device id, as the kubelet says now; grpc.RpcError if it does not."""
     import grpc
 
-    with grpc.insecure_channel(f"unix://{socket}") as channel:
+    with grpc.insecure_channel(f"unix://{socket.resolve()}") as channel:
         call = channel.unary_unary(METHOD, request_serializer=bytes, response_deserializer=response_type().FromString)
         answer = call(b"", timeout=TIMEOUT_S)
     return {

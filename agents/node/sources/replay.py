@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from agents.node.recording import Recording, RecordingError
-from agents.node.sources.base import SourceError
+from agents.node.sources.base import Quality, SourceError
 from agents.readings import UNKNOWN, GpuUser, KernelLine, NodeFacts, NodeSample
 
 
@@ -59,6 +59,10 @@ class ReplaySource:
 
     def driver_load(self) -> str:
         return "replay"
+
+    def quality(self) -> Quality:
+        """Nothing fails here."""
+        return Quality()
 
     def marks(self) -> dict[str, int]:
         return {}

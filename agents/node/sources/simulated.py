@@ -11,6 +11,7 @@ import math
 import random
 
 from agents.node.sources import drills
+from agents.node.sources.base import Quality
 from agents.node.sources.drills import Registers
 from agents.node.sources.registers import CAP_W, GPUS, NICS, VRAM_TOTAL_MIB
 from agents.readings import GpuFacts, GpuUser, KernelLine, NicFacts, NodeFacts, NodeSample
@@ -102,6 +103,10 @@ class SimulatedSource:
     def driver_load(self) -> str:
         """Each start of the simulation: its counters begin at zero."""
         return f"simulated-{self._begun_s}"
+
+    def quality(self) -> Quality:
+        """Nothing fails here."""
+        return Quality()
 
     def marks(self) -> dict[str, int]:
         """None: a simulated node has no log but its own."""

@@ -98,6 +98,10 @@ class AmdGpus:
         """How far each GPU's error log has been read."""
         return {reader.address: reader.cursor for reader in self.readers if reader.address}
 
+    def errors(self) -> dict[tuple[int, int], int]:
+        """How often a read of each GPU failed, by the library's status."""
+        return {(reader.index, status): n for reader in self.readers for status, n in list(reader.errors.items())}
+
     def sample(self, at_s: float, monotonic_s: float) -> tuple[tuple[int, ...], ...]:
         """A row a GPU, within the deadline; what does not answer by then is unknown."""
         skip, self._fresh = self._fresh, False
