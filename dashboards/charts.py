@@ -13,7 +13,7 @@ import streamlit as st
 
 CANVAS = Path(__file__).parent / "components" / "canvas"
 Mode = Literal["load", "bias", "change"]
-Measure = Literal["state", "temperature", "power", "ecc"]
+Measure = Literal["state", "temperature", "power", "ecc", "xgmi", "nic", "job"]
 # How many samples wide a raster is at most.
 RASTER_COLUMNS = 256
 Picked = Callable[[dict[str, Any]], None]

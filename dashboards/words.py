@@ -19,6 +19,24 @@ def number(value: float | None, digits: int = 0) -> str:
     return f"{value:,.{digits}f}"
 
 
+def compact(value: float | None) -> str:
+    """A count or a reading of any size in at most six characters: 0.4, 690, 12.3k, 4.1G; a dash if it is unknown."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    for limit, divisor, letter in (
+        (1e4, 1.0, ""),
+        (1e6, 1e3, "k"),
+        (1e9, 1e6, "M"),
+        (1e12, 1e9, "G"),
+        (1e15, 1e12, "T"),
+    ):
+        if size < limit:
+            scaled = value / divisor
+            return f"{scaled:.0f}{letter}" if scaled == round(scaled) or abs(scaled) >= 100 else f"{scaled:.1f}{letter}"
+    return f"{value:.1e}"
+
+
 def figure(value: float | None, digits: int = 3) -> str:
     """A number to `digits` significant figures, without an exponent: 2.03, 0.712, 26,395."""
     if value is None or not isfinite(value):

@@ -126,7 +126,9 @@ def amdsmi() -> str | None:
 
 def compiler() -> str | None:
     """A C compiler, for the stand-in of AMD's library."""
-    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(os.environ.get("CC") or name))), None)
+    found = next(
+        (path for name in ("cc", "gcc", "clang") if (path := shutil.which(os.environ.get("CC") or name))), None
+    )
     if found is None and debian_install("gcc libc6-dev"):
         found = shutil.which("gcc")
     return found

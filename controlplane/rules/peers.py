@@ -127,17 +127,34 @@ def drift(nodes: Sequence[NodeMade], book: RuleBook, now: float) -> Judgement:
         if len(peers) < FEWEST_PEERS:
             continue
         for what in sorted({name for one in peers for name in one.made_of}):
-            counts = Counter(one.made_of.get(what, "") for one in peers)
-            usual, many = counts.most_common(1)[0]
-            if 2 * many <= len(peers):
-                continue  # there is no majority to differ from
+            usual = _usual(peers, what)
             found += [
-                _odd(rule, one, what, usual, now) for one in peers if one.made_of.get(what, "") not in ("", usual)
+                _odd(rule, one, what, usual, now)
+                for one in peers
+                if usual and one.made_of.get(what, "") not in ("", usual)
             ]
     first: dict[str, Finding] = {}
     for finding in found:
         first.setdefault(finding.node, finding)
     return Judgement(tuple(first.values()))
+
+
+def odd_of(one: NodeMade, peers: Sequence[NodeMade]) -> list[dict[str, str]]:
+    """Everything that a node is made of and most of its peers are not: {what, own, usual}."""
+    if len(peers) + 1 < FEWEST_PEERS:
+        return []
+    usual = {what: _usual([*peers, one], what) for what in one.made_of}
+    return [
+        {"what": what, "own": own, "usual": usual[what]}
+        for what, own in sorted(one.made_of.items())
+        if own and usual[what] and own != usual[what]
+    ]
+
+
+def _usual(peers: Sequence[NodeMade], what: str) -> str:
+    """What more than half of the peers have; "" without a majority to differ from."""
+    value, many = Counter(one.made_of.get(what, "") for one in peers).most_common(1)[0]
+    return value if 2 * many > len(peers) else ""
 
 
 def _odd(rule: Rule, one: NodeMade, what: str, usual: str, now: float) -> Finding:

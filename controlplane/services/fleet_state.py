@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +23,19 @@ OUT_OF_SERVICE = frozenset({"quarantined", "drained", "remediating", "validating
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """What the store knows of a node: out of service or not, and its firing faults as (entity, severity)."""
+    """What the store knows of a node: out of service or not, its firing faults as (entity, severity), and its run."""
 
     name: str
     drained: bool
     faults: tuple[tuple[str, str], ...]
+    run: str = ""
 
     def worst(self, entity: str) -> str | None:
-        """ "fault" or "warning" if one fires on the entity; "warning" if one fires on the node as a whole."""
+        """ "fault" or "warning" if one fires on the entity; "warning" if one fires on the node or its host."""
         severities = {severity for found, severity in self.faults if found == entity}
         if severities - {"warning"}:
             return "fault"
-        on_node = any(found == "node" for found, _ in self.faults)
+        on_node = any(found in ("node", "host") for found, _ in self.faults)
         return "warning" if severities or on_node else None
 
 
@@ -76,12 +77,18 @@ def uncorrectable(samples: Samples) -> NDArray[np.float64]:
     return np.where(np.isnan(stacked).all(axis=0), np.nan, np.nansum(stacked, axis=0))
 
 
-def statuses(nodes: Iterable[tuple[str, str, bool]], faults: Iterable[tuple[str, str, str]]) -> dict[str, NodeStatus]:
-    """Statuses by node from (name, state, cordoned) and the firing faults' (node, entity, severity)."""
+def statuses(
+    nodes: Iterable[tuple[str, str, bool]],
+    faults: Iterable[tuple[str, str, str]],
+    runs: Mapping[str, str] | None = None,
+) -> dict[str, NodeStatus]:
+    """Statuses by node from (name, state, cordoned), the firing faults' (node, entity, severity), and their runs."""
     by_node: dict[str, list[tuple[str, str]]] = {}
     for node, entity, severity in faults:
         by_node.setdefault(node, []).append((entity, severity))
     return {
-        name: NodeStatus(name, cordoned or state in OUT_OF_SERVICE, tuple(by_node.get(name, ())))
+        name: NodeStatus(
+            name, cordoned or state in OUT_OF_SERVICE, tuple(by_node.get(name, ())), (runs or {}).get(name, "")
+        )
         for name, state, cordoned in nodes
     }

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from controlplane.clock import Clock
 from controlplane.services import experts_frame, fleet_frame, frames
 from controlplane.services.fleet_state import BLIND_AFTER_S, NodeStatus, statuses
-from controlplane.store import codec, experts, faults, nodes, telemetry
+from controlplane.store import codec, experts, faults, nodes, telemetry, watch
 from controlplane.store.codec import Samples
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import ExpertStep
@@ -159,6 +159,7 @@ class Live:
                 found = statuses(
                     [(node.name, node.state, node.cordoned) for node in nodes.listed(session)],
                     [(fault.node, fault.entity, fault.severity) for fault in faults.firing(session)],
+                    {node: one.run_name for one in watch.live_attempts(session) for node in one.nodes},
                 )
             self._statuses = (now, found)
         return found
@@ -197,7 +198,9 @@ class Live:
 
     def _fleet_frame(self) -> tuple[str, bytes]:
         now, nodes_seen = self._clock.now(), self.nodes()
-        seen = {name: (now - node.sampled_s, node.newest("gpu")) for name, node in nodes_seen.items()}
+        seen = {
+            name: (now - node.sampled_s, node.newest("gpu"), node.newest("nic")) for name, node in nodes_seen.items()
+        }
         meta, arrays = fleet_frame.of_nodes(self.statuses(), seen)
         meta["simulated"] = any(node.simulated for node in nodes_seen.values())
         content = frames.payload(arrays)

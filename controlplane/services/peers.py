@@ -67,13 +67,14 @@ def _made(everyone: Sequence[tables.Node], attempts: Sequence[LiveAttempt]) -> l
     """Nodes in service that have said what they are made of; a job's nodes are compared with each other."""
     job = {node: f"run {one.run_id}" for one in attempts for node in one.nodes}
     return [
-        NodeMade(node.name, job.get(node.name, "free"), _made_of(node.facts))
+        NodeMade(node.name, job.get(node.name, "free"), made_of(node.facts))
         for node in everyone
         if node.facts and node.state not in OUT_OF_SERVICE
     ]
 
 
-def _made_of(facts: Mapping[str, Any]) -> dict[str, str]:
+def made_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a node is made of, by the names that people use for it."""
     gpus = facts.get("gpus") or ()
     partitions = sorted({str(gpu.get("partition") or "") for gpu in gpus})
     return {

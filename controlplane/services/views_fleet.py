@@ -12,6 +12,7 @@ import numpy as np
 
 from agents.drills import DRILLS
 from agents.readings import METRICS, Metric
+from controlplane.services import views_devices
 from controlplane.services.fleet_state import NodeStatus, gpu_state, known, newest, uncorrectable
 from controlplane.services.live import Live, LiveNode
 from controlplane.store import events, faults, nodes, telemetry, watch
@@ -58,6 +59,7 @@ def node_view(session: Session, live: Live, name: str, *, now: float) -> dict[st
     told = faults.of_node(session, name, since_s=now - TIMELINE_S)
     numbers = _incident_numbers(session, told)
     lines = telemetry.kernel_lines(session, name)
+    seen, until_s = live.node(name), now - node.clock_offset_s
     return {
         **row,
         "facts": node.facts,
@@ -68,7 +70,12 @@ def node_view(session: Session, live: Live, name: str, *, now: float) -> dict[st
         "state_since_s": node.state_since_s,
         "faults": [finding(fault, numbers, now) for fault in told],
         "timeline": _timeline(told, events.listed(session, node=name, since_s=now - TIMELINE_S, limit=100)),
-        "nics_detail": _nics(live.node(name), node.facts),
+        "nics_detail": views_devices.ports(seen, node.facts),
+        "metrics": views_devices.metrics(seen),
+        "budgets": views_devices.budgets(seen),
+        "throttling": views_devices.throttling(session, name, until_s),
+        "links": views_devices.links(session, seen, name, until_s),
+        "unlike": views_devices.unlike(name, node.facts, _peers(session, name)),
         "users": node.users,
         "drills": [{"kind": kind, "title": of.title} for kind, of in DRILLS.items()] if node.simulated else [],
         "kernel": [{"at_s": line.at_s, "priority": line.priority, "text": line.text} for line in lines],
@@ -161,22 +168,10 @@ def _gpus(samples: Samples | None, status: NodeStatus | None, age_s: float | Non
     return found
 
 
-def _nics(seen: LiveNode | None, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    samples = None if seen is None else seen.newest("nic")
-    if samples is None:
-        return []
-    names = {nic["index"]: nic["name"] for nic in facts.get("nics", ())}
-    up, rate, changes = (newest(samples, name) for name in ("link_up", "rate_gbps", "carrier_changes_total"))
-    return [
-        {
-            "index": nic,
-            "name": names.get(nic, f"nic{nic}"),
-            "up": None if known(up, nic) is None else bool(known(up, nic)),
-            "rate_gbps": known(rate, nic),
-            "carrier_changes": known(changes, nic),
-        }
-        for nic in range(samples.entities)
-    ]
+def _peers(session: Session, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, facts) of the nodes that a node is compared with: those of its job, or those of no job."""
+    job = {node: attempt.run_id for attempt in watch.live_attempts(session) for node in attempt.nodes}
+    return [(node.name, node.facts) for node in nodes.listed(session) if job.get(node.name) == job.get(name)]
 
 
 def finding(fault: Fault, numbers: dict[str, int], now: float) -> dict[str, Any]:

@@ -19,6 +19,9 @@ MEASURES: Mapping[str, charts.Measure] = {
     "Power": "power",
     "Temperature": "temperature",
     "ECC": "ecc",
+    "XGMI": "xgmi",
+    "NIC": "nic",
+    "Job": "job",
 }
 GRID_HEIGHT = 456
 WORST = ("fault", "warning", "nodata", "drained", "idle", "training")

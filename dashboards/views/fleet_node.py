@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from dashboards import data, markup, theme, words
-from dashboards.views import node_acts
+from dashboards.views import fleet_devices, node_acts
 from dashboards.views.kept import latest
 
 Row = Mapping[str, Any]
@@ -44,10 +44,27 @@ def drawer(name: str) -> None:
     if events:
         theme.section("What happened", "")
         st.html(happened(events, headline(node)))
+    _devices(node)
     _platform(name)
     theme.section("Facts", "")
     st.html(facts(node))
+    if found := fleet_devices.unlike(node) + fleet_devices.blind(node):
+        st.html(found)
     _acts(node)
+
+
+def _devices(node: Row) -> None:
+    """One part of what the agent knows; which one is in the address, so that a link shows it."""
+    choice = st.segmented_control(
+        "Part",
+        list(fleet_devices.PARTS),
+        key="part",
+        default="Memory",
+        required=True,
+        label_visibility="collapsed",
+        bind="query-params",
+    )
+    st.html(fleet_devices.PARTS.get(str(choice), fleet_devices.memory)(node))
 
 
 def _platform(name: str) -> None:
@@ -174,7 +191,8 @@ def facts(node: Row) -> str:
     source = str(node.get("source") or "")
     rows = [
         ("model", known.get("gpu_model")),
-        ("driver, firmware", " · ".join(str(known[name]) for name in ("driver", "firmware") if known.get(name))),
+        ("driver, VBIOS", " · ".join(str(known[name]) for name in ("driver", "vbios") if known.get(name))),
+        ("firmware", known.get("firmware")),
         ("network", f"{node['nics_up']} of {node['nics']} links up" if node.get("nics") else None),
         ("job", node.get("run") or "none"),
         ("out of service", why_out(node)),

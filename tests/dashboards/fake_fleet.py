@@ -229,7 +229,14 @@ class Fleet:
         heat = np.where(busy, random.normal(72, 4, state.shape), random.normal(46, 1.5, state.shape))
         ecc = np.where(state == 3, 1893.0, 0.0)
         silent = state == 5
-        return {"power": np.where(silent, np.nan, power), "temperature": np.where(silent, np.nan, heat), "ecc": ecc}
+        links = np.where(silent, np.nan, 7.0)
+        measures = {"xgmi": links, "nic": np.where(silent, np.nan, 1.0), "job": np.zeros_like(power)}
+        return {
+            "power": np.where(silent, np.nan, power),
+            "temperature": np.where(silent, np.nan, heat),
+            "ecc": ecc,
+            **measures,
+        }
 
     def frame(self) -> tuple[str, bytes]:
         second = int(time.time())
@@ -237,7 +244,7 @@ class Fleet:
         arrays: dict[str, tuple[str, NDArray[Any]]] = {"state": ("u1", self.state())}
         arrays |= {name: ("f4", values) for name, values in measures.items()}
         meta = {"nodes": self.names(), "gpus": self.gpus, "at_s": time.time() - 0.4, "simulated": self.simulated}
-        return f'"fleet-{second}"', pack("fleet", arrays, states=STATES, **meta)
+        return f'"fleet-{second}"', pack("fleet", arrays, states=STATES, jobs=["zaya1-8b-pt2"], **meta)
 
     def rows(self) -> list[dict[str, Any]]:
         """A NodeRow a node."""

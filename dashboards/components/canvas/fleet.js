@@ -62,6 +62,10 @@ export const fleet = {
         const { unit, title } = MEASURES[name]
         if (Number.isFinite(value)) parts.push(name === "ecc" ? `${title.toLowerCase()} ${value}` : `${value.toFixed(0)} ${unit}`)
       }
+      const [links, port, job] = ["xgmi", "nic", "job"].map((name) => measureOf(view.frame, name, place.node, place.gpu))
+      if (Number.isFinite(links)) parts.push(`${links} XGMI links`)
+      if (port === 0) parts.push("its port has no link")
+      if (Number.isFinite(job)) parts.push(view.frame.header.jobs[job])
     }
     return [{ text: `${nodes[place.node]} · GPU ${place.gpu}`, strong: true }, { text: parts.join("  ·  ") }]
   },

@@ -9,7 +9,10 @@ const GLYPHS = { warning: "!", fault: "×", drained: "–" }
 export const MEASURES = {
   temperature: { title: "Temperature", unit: "°C", from: 30, to: 100, array: "temperature" },
   power: { title: "Power", unit: "W", from: 100, to: 750, array: "power" },
-  ecc: { title: "Uncorrectable ECC", unit: "", from: 0, to: 10, array: "ecc" },
+  ecc: { title: "Uncorrectable ECC", unit: "", from: 0, to: 10, array: "ecc", loud: (value) => value > 0 },
+  xgmi: { title: "XGMI links up", unit: "", from: 0, to: 7, array: "xgmi", loud: (value) => value < 7 },
+  nic: { title: "NIC link", unit: "", from: 0, to: 1, array: "nic", loud: (value) => value === 0 },
+  job: { title: "Job", unit: "", from: -1, to: 1, array: "job" },
 }
 // From this many pixels up a cell has room for its glyph.
 const GLYPH_FROM = 9
@@ -74,15 +77,31 @@ function drawWords(context, tokens, frame, node, gpu, [x, y, width, height], sta
 }
 
 function drawMeasure(context, tokens, frame, node, gpu, [x, y, width, height], measure) {
-  const { from, to } = MEASURES[measure]
+  const { from, to, loud: isLoud } = MEASURES[measure]
   const value = measureOf(frame, measure, node, gpu)
+  if (measure === "job") return drawJob(context, tokens, frame, value, [x, y, width, height])
   if (!Number.isFinite(value)) return hatch(context, x, y, width, height, tokens.hatch, 4)
-  const loud = measure === "ecc" && value > 0
+  const loud = isLoud?.(value) ?? false
   const share = (value - from) / (to - from)
-  context.fillStyle = css(loud ? mix(tokens["fault-soft"], tokens.fault, 0.4 + 0.6 * Math.min(1, share)) : sequenceColor(tokens, share))
+  const worse = measure === "ecc" ? share : 1 - share
+  // a link that is up is quiet: only what is lost stands out
+  const quiet = isLoud ? tokens.training : sequenceColor(tokens, share)
+  context.fillStyle = css(loud ? mix(tokens["fault-soft"], tokens.fault, 0.4 + 0.6 * Math.min(1, worse)) : quiet)
   context.fillRect(x, y, width, height)
-  const words = measure === "ecc" ? (loud ? String(value) : "") : value.toFixed(0)
-  if (!words || width < 26 || height < 12) return undefined
+  const words = loud ? (measure === "nic" ? "×" : String(value)) : isLoud ? "" : value.toFixed(0)
+  if (!words || width < (loud ? GLYPH_FROM : 26) || height < GLYPH_FROM) return undefined
   const ink = loud ? tokens["on-fault"] : share > 0.42 ? tokens.bg : tokens.text
-  return text(context, words, x + width / 2, y + height / 2 + 0.5, ink, { size: 10.5, align: "center" })
+  return text(context, words, x + width / 2, y + height / 2 + 0.5, ink, { size: Math.min(10.5, height), align: "center" })
+}
+
+// Jobs are told apart by shade and, where there is room, by name; a node of no job is an outline.
+function drawJob(context, tokens, frame, value, [x, y, width, height]) {
+  if (!Number.isFinite(value)) return box(context, x, y, width, height, tokens["strong-rule"])
+  const { jobs } = frame.header
+  const share = (value + 1) / (jobs.length + 1)
+  context.fillStyle = css(sequenceColor(tokens, share))
+  context.fillRect(x, y, width, height)
+  if (width < WORDS_FROM || height < 14) return undefined
+  const ink = share > 0.42 ? tokens.bg : tokens.text
+  return text(context, jobs[value] ?? "", x + 10, y + height / 2 + 0.5, ink, { size: 10.5 })
 }
