@@ -9,7 +9,7 @@ DEMO ?= watch
 NAME ?= spine
 CLUSTER := etcd kube-apiserver kube-controller-manager kube-scheduler kwok
 
-.PHONY: help setup demo kube test chaos lint bench screenshots docs lock clean
+.PHONY: help setup demo kube test chaos scenarios lint bench screenshots docs lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ test: setup kube  ## every test, with the programs that they need
 chaos: setup kube  ## what is done to a cluster and its controller, and what was seen: docs/chaos.md anew
 	@rm -f .cache/chaos.jsonl; mkdir -p .cache; programs=$$($(RUN) tools/programs.py) && eval "$$programs" && TRIMTAB_CHAOS_ROWS=$(CURDIR)/.cache/chaos.jsonl $(RUN) -m pytest -n 2 --dist loadfile tests/kube/test_kube_chaos.py tests/kube/test_kube_chaos_cluster.py && $(RUN) tools/chaos.py .cache/chaos.jsonl
 
+scenarios: setup  ## what each rule of a node was seen to do: docs/scenarios.md anew
+	@rm -f .cache/scenarios.jsonl; mkdir -p .cache; programs=$$($(RUN) tools/programs.py TRIMTAB_AMDSMI CC) && eval "$$programs" && TRIMTAB_SCENARIO_ROWS=$(CURDIR)/.cache/scenarios.jsonl $(RUN) -m pytest -n 2 tests/flow/test_scenarios.py && $(RUN) tools/scenarios.py .cache/scenarios.jsonl
+
 lint: setup  ## style, types, import contracts
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
@@ -38,7 +41,7 @@ lint: setup  ## style, types, import contracts
 bench:  ## figures, one JSON line each: make bench NAME=spine
 	@$(PYTHON) tools/install.py --requirements requirements/bench.txt
 	@$(if $(filter kube,$(NAME)),$(PYTHON) tools/kube.py $(CLUSTER) > /dev/null)
-	@$(RUN) -m benchmarks.$(NAME) $(ARGS)
+	@programs=$$($(if $(filter agent,$(NAME)),$(RUN) tools/programs.py TRIMTAB_AMDSMI CC)) && eval "$$programs" && $(RUN) -m benchmarks.$(NAME) $(ARGS)
 
 screenshots: setup  ## docs/pictures anew, from a real demo
 	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && PYTHONPATH=. $(RUN) tools/screenshots.py

@@ -151,9 +151,13 @@ WANTED = {
 
 
 def main() -> int:
-    """Prints one `NAME=path` line a program, quoted for a shell; says what is missing and fails otherwise."""
+    """Prints one `NAME=path` line a program, quoted for a shell; says what is missing and fails otherwise.
+
+    Of the variables named on the command line, or of all.
+    """
     missing = 0
-    for variable, (find, name, how) in WANTED.items():
+    for variable in sys.argv[1:] or WANTED:
+        find, name, how = WANTED[variable]
         path = find()
         if path is None:
             say(f"{name} is needed by the tests and was not found. Do this: {how}.")

@@ -10,7 +10,7 @@ import ast
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import typer
 import typer.main
 
 from agents.node.exporter import AgentCollector, AgentState
-from agents.readings import GPU_METRICS, NIC_METRICS, NodeSample
+from agents.readings import METRICS as METRICS_OF
+from agents.readings import NodeSample
 from controlplane.api.app import routed
 from controlplane.api.described import WHO
 from controlplane.cli.main import app
@@ -116,9 +117,10 @@ def metrics() -> Iterator[str]:
     yield METRICS
     yield from _families(ServerCollector(lambda: ServerState(leader=True)))
     yield "## Agent: `trimtab-agent --metrics-port P`\n"
-    row = (tuple([0] * len(GPU_METRICS)),)
-    sample = NodeSample(0.0, 0.0, row, (tuple([0] * len(NIC_METRICS)),))
-    counts = {field.name: 0 for field in fields(AgentState)}
+    gpus, nics, host = ((tuple([0] * len(columns)),) for columns in METRICS_OF.values())
+    sample = NodeSample(0.0, 0.0, gpus, nics, (), host)
+    counts = {field.name: 0 for field in fields(AgentState) if field.default is MISSING}
+    counts = {name: value for name, value in counts.items() if name != "quality"}
     state = AgentState(**{**counts, "node": "node", "simulated": True, "sample": sample, "faults": ()})
     yield from _families(AgentCollector(lambda: state))
 

@@ -66,14 +66,16 @@ class Loop:
 
     def run_once(self, due: float) -> float:
         """A sample if it is due, and a sweep; returns when the next sample is due. Missed beats are left out."""
-        now = time.monotonic()
+        now, news = time.monotonic(), 0
         if now >= due:
+            news = 1
             self._drill()
             self._tell(self.agent.sample_once(time.time(), now))
             due += PERIOD_S * math.ceil((now - due + 0.001) / PERIOD_S)
         self._tell(self.agent.lines_once(time.time(), time.monotonic()))
-        self.agent.sweep_once(time.time(), time.monotonic())
-        self._save()
+        news += self.agent.sweep_once(time.time(), time.monotonic())
+        if news:
+            self._save()
         return due
 
     @staticmethod

@@ -44,13 +44,13 @@ def drawer(name: str) -> None:
     if events:
         theme.section("What happened", "")
         st.html(happened(events, headline(node)))
-    _devices(node)
     _platform(name)
     theme.section("Facts", "")
     st.html(facts(node))
     if found := fleet_devices.unlike(node) + fleet_devices.blind(node):
         st.html(found)
     _acts(node)
+    _devices(node)
 
 
 def _devices(node: Row) -> None:
