@@ -15,6 +15,7 @@ from controlplane.rules.findings import Judgement
 from controlplane.rules.incident_machine import Event, IllegalTransition, Members, State
 from controlplane.services.casebook import Casebook
 from controlplane.services.findings import Watch, tellings
+from controlplane.services.fleet_state import OUT_OF_SERVICE
 from controlplane.services.transitions import Desk, label
 from controlplane.store import faults, incidents, leases, nodes, watch
 from controlplane.store.engine import Session, Sessions, Store
@@ -22,6 +23,9 @@ from controlplane.store.tables import Incident
 
 LEASE = "control"
 MAX_SILENCE_MINUTES = 7 * 24 * 60
+
+
+_TAKES_OUT = ("restart", "rma")
 
 
 class IncidentNotFound(LookupError):
@@ -92,12 +96,23 @@ def _due(incident: Incident, members: Members, book: RuleBook, now: float) -> Ev
     return machine.due(standing, members, hold_s=book.hold_s(incident.rule), now=now)
 
 
+def _latched(session: Session, incident: Incident) -> bool:
+    """Whether an incident that took its node out of service waits for the node: it is over when that is well again, or
+    when a person says so, and not when the fault has fallen silent."""
+    if incident.action not in _TAKES_OUT or not incident.node:
+        return False
+    node = nodes.get(session, incident.node)
+    return node is not None and node.state in OUT_OF_SERVICE
+
+
 def _time_moves(desk: Desk, casebook: Casebook, book: RuleBook) -> tuple[int, ...]:
     moved = []
     for case in list(casebook.cases.values()):
         incident = case.incident
         event = _due(incident, case.members, book, desk.now)
         match event:
+            case Event.MEMBERS_CLEAR if _latched(desk.session, incident):
+                event = None
             case Event.MEMBERS_CLEAR:
                 incident.resolution = f"{incidents.BY_ITSELF} for {book.hold_s(incident.rule):.0f} s"
                 desk.move(incident, event, f"{label(incident.number)} resolved: {incident.resolution}", level="ok")

@@ -6,7 +6,7 @@ import pytest
 
 from controlplane.services import incidents as service
 from controlplane.services.incidents import IncidentNotFound, IncidentRefused, check_once
-from controlplane.store import deliveries, events, faults, incidents
+from controlplane.store import deliveries, events, faults, incidents, nodes
 from controlplane.store.engine import Store
 from controlplane.store.leases import LeaseLost
 from tests.incidents.serving import BOOK, Server, cleared, fault
@@ -343,3 +343,19 @@ def test_half_a_fleet_at_once_is_told_in_three_messages_at_most(sqlite_store: St
     server.check()
     assert sum(len(server.told(one.number)) for one in server.incidents()) <= 3
     assert not server.check()
+
+
+def test_an_incident_whose_node_is_out_is_over_when_the_node_is_back(server: Server) -> None:
+    told = fault(server)
+    server.send(told)
+    server.check()
+    with server.store.write() as session:
+        nodes.quarantine(session, "node-1", reason="test", now=server.clock.now())
+    server.send(cleared(told, server.clock.now()))
+    server.clock.advance(600.0)
+    server.greet(0.0)
+    assert not server.check(), "silence of the fault is not health of the node"
+    assert server.only().state == "open"
+    with server.store.write() as session:
+        nodes.uncordon(session, "node-1", reason="mended", now=server.clock.now())
+    assert server.check().moved == (1,) and server.only().state == "resolved"
