@@ -9,7 +9,7 @@ DEMO ?= watch
 NAME ?= spine
 CLUSTER := etcd kube-apiserver kube-controller-manager kube-scheduler kwok
 
-.PHONY: help setup demo kube test chaos scenarios lint bench screenshots docs lock clean
+.PHONY: help setup demo kube test chaos scenarios lint bench soak screenshots docs lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ bench:  ## figures, one JSON line each: make bench NAME=spine
 	@$(PYTHON) tools/install.py --requirements requirements/bench.txt
 	@$(if $(filter kube,$(NAME)),$(PYTHON) tools/kube.py $(CLUSTER) > /dev/null)
 	@programs=$$($(if $(filter agent,$(NAME)),$(RUN) tools/programs.py TRIMTAB_AMDSMI CC)) && eval "$$programs" && $(RUN) -m benchmarks.$(NAME) $(ARGS)
+
+soak: setup  ## half an hour of a node agent under drills: flat memory
+	@programs=$$($(RUN) tools/programs.py TRIMTAB_AMDSMI CC) && eval "$$programs" && $(RUN) -m benchmarks.soak $(ARGS)
 
 screenshots: setup  ## docs/pictures anew, from a real demo
 	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && PYTHONPATH=. $(RUN) tools/screenshots.py

@@ -72,7 +72,10 @@ def agent(
         try:
             if process.stderr is None:
                 raise RuntimeError("the agent has no stderr")
-            yield process.pid, next(line for line in process.stderr if "metrics at" in line).split()[-1]
+            metrics = next(line for line in process.stderr if "metrics at" in line).split()[-1]
+            # what it says later is read and dropped: a full pipe would hold it up
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield process.pid, metrics
         finally:
             process.terminate()
 
