@@ -170,7 +170,7 @@ def test_its_metrics_are_prometheus_and_name_the_simulation(sink: tuple[Sink, st
     until(lambda: len(kept.batches) >= 2)
     with urllib.request.urlopen(address, timeout=5) as answer:
         families = {found.name: found for found in text_string_to_metric_families(answer.read().decode())}
-    assert len(families["trimtab_gpu_power_w"].samples) == 8
+    assert len(families["trimtab_gpu_power_watts"].samples) == 8
     assert families["trimtab_gpu_ecc_hbm_uncorrectable"].type == "counter"
     assert families["trimtab_agent_info"].samples[0].labels["simulated"] == "true"
     stop(agent)

@@ -209,13 +209,13 @@ def test_a_scrape_shows_what_is_known_and_nothing_for_what_is_not(node: Node) ->
     registry = CollectorRegistry()
     registry.register(AgentCollector(lambda: node.agent.state(SenderState(sent=7))))
     families = {one.name: one for one in text_string_to_metric_families(generate_latest(registry).decode())}
-    power = {sample.labels["gpu"] for sample in families["trimtab_gpu_power_w"].samples}
+    power = {sample.labels["gpu"] for sample in families["trimtab_gpu_power_watts"].samples}
     assert power == {"0", "1", "3", "4", "5", "6", "7"}
     present = {sample.labels["gpu"]: sample.value for sample in families["trimtab_gpu_present"].samples}
     assert present["2"] == 0.0 and sum(present.values()) == 7
     assert [sample.labels["rule"] for sample in families["trimtab_agent_fault_firing"].samples] == ["gpu-lost"]
     assert families["trimtab_agent_batches_sent"].samples[0].value == 7
-    energy = families["trimtab_gpu_energy_j"]
+    energy = families["trimtab_gpu_energy_joules"]
     assert energy.type == "counter" and 100 < energy.samples[0].value < 2000, "joules, not register ticks"
 
 
@@ -223,7 +223,7 @@ def test_a_scrape_before_the_first_sample_is_no_error(node: Node) -> None:
     registry = CollectorRegistry()
     registry.register(AgentCollector(lambda: node.agent.state(SenderState())))
     found = {one.name: one.samples for one in text_string_to_metric_families(generate_latest(registry).decode())}
-    assert "trimtab_agent_info" in found and "trimtab_gpu_power_w" not in found
+    assert "trimtab_agent_info" in found and "trimtab_gpu_power_watts" not in found
     for unknown in ("last_acknowledged_timestamp_seconds", "sample_seconds"):
         assert found[f"trimtab_agent_{unknown}"] == []
 

@@ -135,18 +135,41 @@ def test_server_and_dashboard_pass_the_restricted_level(
     assert "violates PodSecurity" in admitted(world, levels["restricted"], loose), "admission does judge"
 
 
-def test_the_agent_needs_its_two_folders_of_the_node_and_nothing_else(
-    world: World, levels: dict[str, str], objects: list[Json], dry: Helm
+OWN, READ = ["runtime", "spool"], ["rocm", "sys", "proc", "pods"]
+
+
+@pytest.mark.parametrize(("source", "folders"), [("auto", [*OWN, *READ]), ("simulated", OWN)])
+def test_the_agent_needs_folders_of_the_node_and_nothing_else(
+    world: World, levels: dict[str, str], dry: Helm, source: str, folders: list[str]
 ) -> None:
-    """Trainers leave rings and heartbeats on the node's own disk, which no level below privileged lets a pod see."""
+    """Rings, heartbeats and GPUs are the node's own, which no level below privileged lets a pod see."""
+    spec = pod_spec(dry.template(*IN_JOBS, "--set", f"agent.source={source}"), "agent")
+    assert admitted(world, levels["privileged"], spec) == ""
+    named = ", ".join(f'"{name}"' for name in folders)
+    said = admitted(world, levels["baseline"], spec)
+    assert said.endswith(f'violates PodSecurity "baseline:latest": hostPath volumes (volumes {named})'), said
+    of_values = ("--set", f"agent.source={source}", "--set", "agent.prepareFolders=false")
+    prepared = pod_spec(dry.template(*IN_JOBS, *of_values), "agent")
+    said = admitted(world, levels["restricted"], prepared)
+    words = f'restricted volume types (volumes {named} use restricted volume type "hostPath")'
+    assert said.endswith(f'violates PodSecurity "restricted:latest": {words}'), said
+    read_only = {one["name"] for one in spec["containers"][0]["volumeMounts"] if one.get("readOnly")}
+    assert set(folders) - set(OWN) <= read_only
+
+
+def test_an_agent_with_the_rights_of_root_has_one_capability_and_asks_for_one_device(
+    world: World, levels: dict[str, str], dry: Helm
+) -> None:
+    objects = dry.template(*IN_JOBS, "--set", "agent.rights=root")
     spec = pod_spec(objects, "agent")
     assert admitted(world, levels["privileged"], spec) == ""
-    said = admitted(world, levels["baseline"], spec)
-    assert said.endswith('violates PodSecurity "baseline:latest": hostPath volumes (volumes "runtime", "spool")'), said
-    prepared = pod_spec(dry.template(*IN_JOBS, "--set", "agent.prepareFolders=false"), "agent")
-    said = admitted(world, levels["restricted"], prepared)
-    words = 'restricted volume types (volumes "runtime", "spool" use restricted volume type "hostPath")'
-    assert said.endswith(f'violates PodSecurity "restricted:latest": {words}'), said
+    context = spec["containers"][0]["securityContext"]
+    assert context["capabilities"] == {"drop": ["ALL"], "add": ["SYSLOG"]} and context["runAsUser"] == 0
+    assert context["allowPrivilegeEscalation"] is False and context["readOnlyRootFilesystem"] is True
+    daemon = next(one for one in objects if one["kind"] == "DaemonSet")
+    asked = daemon["spec"]["template"]["metadata"]["annotations"]["cdi.k8s.io/trimtab"]
+    cdi = yaml.safe_load((CHART.parent / "node" / "trimtab-cdi.yaml").read_text())
+    assert asked == f"{cdi['kind']}={cdi['devices'][0]['name']}"
 
 
 @pytest.mark.parametrize("part", PARTS)

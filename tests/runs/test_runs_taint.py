@@ -319,5 +319,7 @@ def test_all_who_descend_from_it_are_spoilt() -> None:
 
 
 def test_the_rules_that_corrupt_are_the_rule_books() -> None:
-    assert BOOK.corrupting == {"hbm-uncorrectable", "other-uncorrectable", "xgmi-uncorrectable"}
+    of_gpus = {"hbm-uncorrectable", "hbm-poison", "hbm-failed", "xgmi-uncorrectable", "xgmi-told"}
+    of_gpus |= {"other-uncorrectable", "other-told", "other-again"}
+    assert BOOK.corrupting == {*of_gpus, "host-mce", "host-memory"}
     assert isinstance(decide(view(attempt(), corruptions=(corruption(action="alert"),))), Wait), "who only alerts"

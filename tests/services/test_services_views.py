@@ -78,7 +78,17 @@ def test_a_node_with_its_history(server: Server) -> None:
     assert [line["text"] for line in view["kernel"]] == ["amdgpu: poison"]
     assert [(row["lane"], row["level"]) for row in view["timeline"]] == [("hardware", "fault"), ("hardware", "info")]
     assert view["faults"][0]["rule"] == "hbm-uncorrectable"
-    assert view["nics_detail"][7] == {"index": 7, "name": "nic7", "up": True, "rate_gbps": 1.0, "carrier_changes": 1.0}
+    port = view["nics_detail"][7]
+    assert (port["index"], port["name"], port["up"], port["rate_gbps"], port["carrier_changes"]) == (
+        7,
+        "nic7",
+        True,
+        1.0,
+        1.0,
+    )
+    power = next(one for one in view["metrics"] if one["name"] == "power_w")
+    assert (power["scope"], power["unit"], len(power["values"])) == ("gpu", "W", 8)
+    assert [one["gpu"] for one in view["budgets"]] == list(range(8)) and view["users"] == [] and view["unlike"] == []
 
 
 def test_a_node_that_sent_no_sample_yet(server: Server) -> None:
