@@ -1,12 +1,13 @@
 """Follows the trainers of this node: their rings and heartbeat files under the runtime directory.
 
 Sums the local ranks' counts of a step, since the server sums nodes only, and passes heartbeats on as bytes. A ring
-whose writer is gone is read to its end and let go. Cursors are kept by the caller so that a restarted agent neither
+whose writer is gone is read to its end, let go and, later, removed. Cursors are kept by the caller so that a restarted agent neither
 repeats nor skips records.
 """
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ WAIT_FOR_RANKS_S = 1.0
 RATE_WINDOW_S, LONGEST_RATE_WINDOW_S = 4.0, 120.0
 STEPS_IN_RATE_WINDOW = 2.5
 LONGEST_HEARTBEAT = 64 << 10
+KEEP_DEAD_S = 300.0
+"""How long the ring of a dead trainer stays, for whoever wants to look at it."""
 
 
 @dataclass
@@ -78,6 +81,8 @@ class RuntimeDirectory:
         self._ring_files = Folders(attempts, "ring-rank-*.bin")
         self._beat_files = Folders(attempts, "heartbeat-rank-*.json")
         self._rings: dict[Path, RingReader] = {}
+        self._dead_s: dict[Path, float] = {}
+        """when the ring of a dead trainer was read to its end"""
         self._ended: dict[Path, int] = {}
         """the inode of each ring that is done with or cannot be read: a new file of the name is looked at again"""
         self._beats: dict[Path, tuple[int, int]] = {}
@@ -105,6 +110,7 @@ class RuntimeDirectory:
     def sweep(self, now_s: float) -> Swept:
         """Everything new since the last call."""
         swept = Swept()
+        self._clean(now_s)
         self._open_rings()
         for path in list(self._rings):
             self._read_ring(path, now_s, swept)
@@ -190,8 +196,17 @@ class RuntimeDirectory:
         self.cursors[self._key(path, meta)] = reader.next
         if not alive:
             self._ended[path] = reader.inode
+            self._dead_s[path] = now_s
             reader.close()
             del self._rings[path]
+
+    def _clean(self, now_s: float) -> None:
+        """Removes rings whose trainers are dead and that nobody needs any more; what may not be removed stays."""
+        for path in [path for path, dead_s in self._dead_s.items() if now_s - dead_s > KEEP_DEAD_S]:
+            del self._dead_s[path]
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == self._ended.get(path):  # no later trainer's of the same name
+                    path.unlink()
 
     @staticmethod
     def _step_record(meta: RingMeta, record: RingRecord) -> StepRecord:

@@ -125,6 +125,22 @@ def test_a_trainer_killed_outright_lets_go_of_its_ring(tmp_path: Path) -> None:
         assert runtime.ranks() == []
 
 
+def test_a_dead_trainers_ring_is_removed_after_a_while_and_a_later_ones_is_not(tmp_path: Path) -> None:
+    paths = [folder(tmp_path) / f"ring-rank-{rank}.bin" for rank in range(2)]
+    writers = [RingWriter(path, replace(META, rank=rank)) for rank, path in enumerate(paths)]
+    runtime = RuntimeDirectory(tmp_path)
+    runtime.sweep(1.0)
+    for writer in writers:
+        writer.close()
+    runtime.sweep(2.0)
+    again = RingWriter(paths[1], replace(META, rank=1))
+    runtime.sweep(300.0)
+    assert all(path.exists() for path in paths)
+    runtime.sweep(303.0)
+    assert [path.exists() for path in paths] == [False, True]
+    again.close()
+
+
 @pytest.mark.parametrize("size", [0, 20, PAGE, PAGE + 100])
 def test_a_ring_cut_short_under_its_reader_is_let_go_and_named(tmp_path: Path, size: int) -> None:
     writer = RingWriter(folder(tmp_path) / "ring-rank-0.bin", META)
