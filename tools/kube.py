@@ -1,6 +1,6 @@
-"""The programs of a real Kubernetes control plane, built once from pinned Go modules: `make kube`.
+"""The programs of a real Kubernetes control plane, and Prometheus' linter, from pinned Go modules: `make kube`.
 
-Each module of tests/kube is built into a cache of its own, keyed by what decides the result, so that a changed pin
+Each Go module of the tests is built into a cache of its own, keyed by what decides the result, so that a changed pin
 rebuilds one part and a second checkout builds nothing. Standard library only. It starts nothing: that is
 `trimtab cluster`.
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ROOT / "tests" / "kube"
+TESTS = ROOT / "tests"
 GO_AT_LEAST = (1, 26)
 _VERSION = "k8s.io/component-base/version"
 _PROGRAMS = ("apiserver", "controller-manager", "scheduler")
@@ -40,6 +40,12 @@ class Part:
     """program -> package"""
     minutes: str
     flags: str = "-s -w"
+    room: str = "kube"
+    """the folder of tests/ that holds the module; "" for tests/ itself"""
+
+    @property
+    def source(self) -> Path:
+        return TESTS / self.room / self.module
 
 
 PARTS = (
@@ -56,6 +62,7 @@ PARTS = (
     ),
     Part("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, "1"),
     Part("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}, "2"),
+    Part("promlint", {"promlint": "."}, "½", room=""),
 )
 
 
@@ -72,7 +79,7 @@ def cache() -> Path:
 def key(part: Part) -> str:
     """What decides the result of a build: the pins, the source, the flags."""
     digest = hashlib.sha256(part.flags.encode())
-    for path in sorted((MODULES / part.module).rglob("*")):
+    for path in sorted(part.source.rglob("*")):
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -122,7 +129,7 @@ def build(part: Part, go: str) -> None:
     environment.setdefault("GOTOOLCHAIN", "local")
     for name, package in part.packages.items():
         command = [go, "build", "-trimpath", "-ldflags", part.flags, "-o", str(making / name), package]
-        if subprocess.run(command, cwd=MODULES / part.module, env=environment, check=False).returncode:
+        if subprocess.run(command, cwd=part.source, env=environment, check=False).returncode:
             shutil.rmtree(making, ignore_errors=True)
             raise KubeError(f"{name} could not be built: the go command's own words stand above")
     shutil.rmtree(target, ignore_errors=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from install import ROOT, find_uv, uv_environment
 
 ROLES = {
-    "agent": [],
+    "agent": ["pods"],
     "gpu": ["gpu"],
     "server": ["server", "postgres", "kube"],
     "ui": ["ui"],

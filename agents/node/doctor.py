@@ -15,6 +15,9 @@ from agents.readings import UNKNOWN
 
 NEEDED, WANTED = "needed", "wanted"
 
+RENDER_NODES = Path("/dev/dri")
+"""where AMD's library opens them, whatever root the host's files are under"""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -35,7 +38,7 @@ def checks(root: Path = Path("/")) -> Iterator[Check]:
     tree = Tree(root)
     yield _library()
     yield _gpus()
-    yield _devices(tree)
+    yield _devices()
     yield _ports(tree)
     yield _log(tree)
     yield _processes(tree)
@@ -67,10 +70,13 @@ def _gpus() -> Check:
     return Check("GPUs", NEEDED, "", f"{len(rows)} answer, {version}{records}")
 
 
-def _devices(tree: Tree) -> Check:
-    nodes = tree.listed("dev/dri", "renderD*")
-    shut = [node.name for node in nodes if not os.access(node, os.R_OK)]
-    how = "mount /dev/dri into the pod, or add the agent's user to the groups render and video"
+def _devices() -> Check:
+    nodes = sorted(RENDER_NODES.glob("renderD*"))
+    shut = [node.name for node in nodes if not os.access(node, os.R_OK | os.W_OK)]
+    how = (
+        "a GPU's serial, VBIOS and memory in use may be unknown. Add the agent's user to the groups render and video; "
+        "in a pod, let the runtime give it the devices (deploy/node/trimtab-cdi.yaml)"
+    )
     why = f"no /dev/dri/renderD*: {how}" if not nodes else f"{', '.join(shut)} cannot be opened: {how}" if shut else ""
     return Check("device access", WANTED, why, f"{len(nodes)} render nodes")
 

@@ -54,7 +54,7 @@ UNITS: dict[str, tuple[str, str, float]] = {
     "KB": ("_kb", "_bytes", 1024.0),
     "ms": ("_ms", "_seconds", 0.001),
     "GT/s": ("_gtps", "_transfers_per_second", 1e9),
-    "Gb/s": ("_gbps", "_bits_per_second", 1e9),
+    "Gb/s": ("_gbps", "_bytes_per_second", 1.25e8),
 }
 """How a unit of ours ends a name, how Prometheus' base unit does, and how many of it one is."""
 

@@ -1,8 +1,8 @@
 """Follows the trainers of this node: their rings and heartbeat files under the runtime directory.
 
 Sums the local ranks' counts of a step, since the server sums nodes only, and passes heartbeats on as bytes. A ring
-whose writer is gone is read to its end, let go and, later, removed. Cursors are kept by the caller so that a restarted agent neither
-repeats nor skips records.
+whose writer is gone is read to its end, let go and, later, removed. Cursors are kept by the caller so that a restarted
+agent neither repeats nor skips records.
 """
 
 from __future__ import annotations

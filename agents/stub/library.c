@@ -127,6 +127,7 @@ int amdsmi_get_processor_handles(void *socket, uint32_t *count, void **out) {
 
 FILLS(amdsmi_get_gpu_metrics_info)
 FILLS(amdsmi_get_gpu_device_bdf)
+FILLS(amdsmi_get_gpu_bdf_id)
 FILLS(amdsmi_get_gpu_asic_info)
 FILLS(amdsmi_get_gpu_board_info)
 FILLS(amdsmi_get_gpu_driver_info)

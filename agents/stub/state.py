@@ -152,7 +152,7 @@ def of_identity(wrapper: Any, gpu: GpuFacts, kfd_id: int, driver: str, vbios: st
     at = gpu.index
     domain, bus, rest = gpu.pci_address.split(":")
     device, function = rest.split(".")
-    address = int(function, 16) | int(device, 16) << 3 | int(bus, 16) << 8 | int(domain, 16) << 16
+    place = int(function, 16) | int(device, 16) << 3 | int(bus, 16) << 8
     asic = wrapper.amdsmi_asic_info_t(market_name=b"AMD Instinct MI300X", asic_serial=gpu.serial.encode(), oam_id=at)
     board = wrapper.amdsmi_board_info_t(product_serial=gpu.serial.encode())
     firmware = wrapper.amdsmi_fw_info_t(num_fw_info=1)
@@ -163,7 +163,8 @@ def of_identity(wrapper: Any, gpu: GpuFacts, kfd_id: int, driver: str, vbios: st
     cap = wrapper.amdsmi_power_cap_info_t(power_cap=gpu.power_cap_w * 1_000_000)
     limits = {1: gpu.hotspot_limit_c, 2: gpu.hbm_limit_c}
     return [
-        Answer("amdsmi_get_gpu_device_bdf", at, body=struct.pack("<Q", address)),
+        Answer("amdsmi_get_gpu_device_bdf", at, body=struct.pack("<Q", place | int(domain, 16) << 16)),
+        Answer("amdsmi_get_gpu_bdf_id", at, body=struct.pack("<Q", place | int(domain, 16) << 32)),
         Answer("amdsmi_get_gpu_asic_info", at, body=bytes(asic)),
         Answer("amdsmi_get_gpu_board_info", at, body=bytes(board)),
         Answer("amdsmi_get_gpu_driver_info", at, body=bytes(loaded)),

@@ -165,6 +165,16 @@ def test_a_card_that_names_no_threshold_has_the_usual_one(stub: StubNode) -> Non
     source.close()
 
 
+def test_without_access_to_the_devices_each_gpu_still_has_its_address(stub: StubNode) -> None:
+    for gpu in range(8):
+        stub.state.put(Answer("amdsmi_get_gpu_device_bdf", gpu, status=NOT_SUPPORTED))
+    stub.state.write()
+    source = MachineSource("node-a", places(stub), {})
+    addresses = [gpu.pci_address for gpu in source.facts().gpus]
+    assert addresses == [gpu.pci_address for gpu in stub.facts.gpus] and len(set(addresses)) == 8
+    source.close()
+
+
 # --- the error log ---------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from agents.probe.capture import Probe
 from agents.readings import ExpertRecord, StepRecord
 from agents.rules.load import load_rules
 from agents.wire import Batch, Drill, decode
+from tests.exposition import lint
 
 
 class Node:
@@ -208,7 +209,9 @@ def test_a_scrape_shows_what_is_known_and_nothing_for_what_is_not(node: Node) ->
     node.run(4)
     registry = CollectorRegistry()
     registry.register(AgentCollector(lambda: node.agent.state(SenderState(sent=7))))
-    families = {one.name: one for one in text_string_to_metric_families(generate_latest(registry).decode())}
+    text = generate_latest(registry)
+    assert lint(text) == []
+    families = {one.name: one for one in text_string_to_metric_families(text.decode())}
     power = {sample.labels["gpu"] for sample in families["trimtab_gpu_power_watts"].samples}
     assert power == {"0", "1", "3", "4", "5", "6", "7"}
     present = {sample.labels["gpu"]: sample.value for sample in families["trimtab_gpu_present"].samples}
@@ -217,6 +220,11 @@ def test_a_scrape_shows_what_is_known_and_nothing_for_what_is_not(node: Node) ->
     assert families["trimtab_agent_batches_sent"].samples[0].value == 7
     energy = families["trimtab_gpu_energy_joules"]
     assert energy.type == "counter" and 100 < energy.samples[0].value < 2000, "joules, not register ticks"
+
+
+def test_the_linter_is_not_silent_about_everything() -> None:
+    said = lint(b"# HELP wait_ms w\n# TYPE wait_ms gauge\nwait_ms 1\n")
+    assert said == ["wait_ms metric names should not contain abbreviated units"]
 
 
 def test_a_scrape_before_the_first_sample_is_no_error(node: Node) -> None:

@@ -55,8 +55,9 @@ def test_a_node_without_amds_library_is_told_what_to_install(
 
 
 def test_the_doctor_says_what_is_there_what_is_missing_and_how_to_get_it(
-    stub: StubNode, capsys: pytest.CaptureFixture[str]
+    stub: StubNode, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor, "RENDER_NODES", stub.at / "dri")
     assert main(["doctor", "--host-root", str(stub.tree)]) == 0
     said = capsys.readouterr().out
     assert "8 answer, amdsmi 7.0.2 over library 26.0.2" in said and "8 ports" in said

@@ -12,6 +12,7 @@ from controlplane.api import problems
 from controlplane.services.reconcile import LEASE
 from controlplane.store import leases
 from jobs.spec import load_template
+from tests.exposition import lint
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -230,6 +231,7 @@ def test_metrics_are_prometheus_and_open(api: Any) -> None:
     submit(api)
     api.report("node-a")
     text = api.http.get(f"{api.url}/metrics").text
+    assert lint(text.encode()) == []
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families["trimtab_ingest_batches"].samples[0].value == 1
     assert families["trimtab_runs"].samples[0].labels == {"state": "queued"}

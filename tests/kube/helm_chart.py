@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from controlplane.backends.kube.api import Json, KubeApi
+from tests.built import built
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "trimtab"
@@ -22,10 +23,9 @@ MONITORING = Path(__file__).parent / "monitoring-crds.yaml"
 
 def find_helm() -> Path:
     """helm by $HELM_BIN, $KUBEBUILDER_ASSETS, or as `make kube` built it; a missing one is a failure, not a skip."""
-    cache = os.environ.get("TRIMTAB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "trimtab"
     places = [Path(os.environ["HELM_BIN"])] if os.environ.get("HELM_BIN") else []
     places += [Path(os.environ["KUBEBUILDER_ASSETS"]) / "helm"] if os.environ.get("KUBEBUILDER_ASSETS") else []
-    places.append(Path(cache).expanduser() / "kube" / "bin" / "helm")
+    places.append(built("helm"))
     found = next((place for place in places if place.exists()), None)
     assert found is not None, f"helm is in none of {', '.join(map(str, places))}: make kube"
     return found

@@ -160,17 +160,13 @@ def _text(value: Any) -> str:
 def _identity(binding: Binding, handle: Any, index: int) -> Identity:
     """Everything about a GPU that does not change; "" and 0 for what it does not say."""
     fill = binding.fill
-    bdf = fill("amdsmi_get_gpu_device_bdf", "amdsmi_bdf_t", handle)
     asic = fill("amdsmi_get_gpu_asic_info", "amdsmi_asic_info_t", handle)
     board = fill("amdsmi_get_gpu_board_info", "amdsmi_board_info_t", handle)
     driver = fill("amdsmi_get_gpu_driver_info", "amdsmi_driver_info_t", handle)
     vbios = fill("amdsmi_get_gpu_vbios_info", "amdsmi_vbios_info_t", handle)
     kfd = fill("amdsmi_get_gpu_kfd_info", "amdsmi_kfd_info_t", handle)
     cap = fill("amdsmi_get_power_cap_info", "amdsmi_power_cap_info_t", handle, 0)
-    address = ""
-    if bdf is not None:
-        one = bdf.struct_amdsmi_bdf_t
-        address = f"{one.domain_number:04x}:{one.bus_number:02x}:{one.device_number:02x}.{one.function_number}"
+    address = _address(binding, handle)
     serial = _text(asic.asic_serial) if asic else ""
     parts = [_partition(binding, handle, name) for name in ("compute", "memory")]
     facts = GpuFacts(
@@ -196,6 +192,20 @@ def _identity(binding: Binding, handle: Any, index: int) -> Identity:
 
 def _nameless(index: int) -> Identity:
     return Identity(GpuFacts(index, f"gpu{index}", "", "", 0, ""), "", "", "", "", 0)
+
+
+def _address(binding: Binding, handle: Any) -> str:
+    """domain:bus:device.function. Where /dev/dri cannot be opened the library knows it from the kernel's files alone,
+    as one number: domain from bit 32, bus from 8, device from 3."""
+    found = binding.fill("amdsmi_get_gpu_device_bdf", "amdsmi_bdf_t", handle)
+    if found is not None:
+        one = found.struct_amdsmi_bdf_t
+        return f"{one.domain_number:04x}:{one.bus_number:02x}:{one.device_number:02x}.{one.function_number}"
+    number = ctypes.c_uint64()
+    if binding.wrapper.amdsmi_get_gpu_bdf_id(handle, ctypes.byref(number)) != 0:
+        return ""
+    place = number.value
+    return f"{place >> 32:04x}:{place >> 8 & 0xFF:02x}:{place >> 3 & 0x1F:02x}.{place & 7}"
 
 
 def _uuid(binding: Binding, handle: Any) -> str:
