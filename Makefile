@@ -29,8 +29,8 @@ test: setup kube  ## every test, with the programs that they need
 chaos: setup kube  ## what is done to a cluster and its controller, and what was seen: docs/chaos.md anew
 	@rm -f .cache/chaos.jsonl; mkdir -p .cache; programs=$$($(RUN) tools/programs.py) && eval "$$programs" && TRIMTAB_CHAOS_ROWS=$(CURDIR)/.cache/chaos.jsonl $(RUN) -m pytest -n 2 --dist loadfile tests/kube/test_kube_chaos.py tests/kube/test_kube_chaos_cluster.py && $(RUN) tools/chaos.py .cache/chaos.jsonl
 
-scenarios: setup  ## what each rule of a node was seen to do: docs/scenarios.md anew
-	@rm -f .cache/scenarios.jsonl; mkdir -p .cache; programs=$$($(RUN) tools/programs.py TRIMTAB_AMDSMI CC) && eval "$$programs" && TRIMTAB_SCENARIO_ROWS=$(CURDIR)/.cache/scenarios.jsonl $(RUN) -m pytest -n 2 tests/flow/test_scenarios.py && $(RUN) tools/scenarios.py .cache/scenarios.jsonl
+scenarios: setup  ## what each rule on nodes was seen to do: docs/scenarios.md anew
+	@rm -f .cache/scenarios.jsonl; mkdir -p .cache; programs=$$($(RUN) tools/programs.py TRIMTAB_AMDSMI CC) && eval "$$programs" && TRIMTAB_SCENARIO_ROWS=$(CURDIR)/.cache/scenarios.jsonl $(RUN) -m pytest -n 2 tests/flow/test_scenarios.py tests/flow/test_scenarios_peers.py && $(RUN) tools/scenarios.py .cache/scenarios.jsonl
 
 lint: setup  ## style, types, import contracts
 	@$(RUN) -m ruff check .

@@ -1,4 +1,4 @@
-"""docs/scenarios.md from the rows that tests/flow/test_scenarios.py wrote: what each rule of a node was seen to do."""
+"""docs/scenarios.md from the rows that the tests of tests/flow wrote: what each rule on nodes was seen to do."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 HEAD = """\
 # The fault table, as it was seen
 
-Written by a run of `tests/flow/test_scenarios.py` (`make scenarios`): for each rule that runs on a node, something was
-done to a device or said by its kernel, behind the real `amdsmi` package over a stand-in library and real file formats,
-and the agent and a server did the rest on a virtual clock. Fired: seconds until the fault was in the server's database
-and its incident open. Cleared: seconds after the repair, in steps of 30. Each row also has something just below it that
-did not fire.
+Written by `make scenarios`: for each rule that runs on a node, and for those of the server that compare nodes and GPUs
+with their peers, something was done to a device or said by its kernel, behind the real `amdsmi` package over a stand-in
+library and real file formats, and the agent and a server did the rest on a virtual clock. Fired: seconds until the
+fault was in the server's database and its incident open. Cleared: seconds after the repair, in steps of 30, of peers in
+steps of 10. Each row also has something just below it that did not fire.
 
 | rule | severity, action | what was said | fired | cleared |
 |---|---|---|---|---|

@@ -19,7 +19,7 @@ from agents.node.outbox import FACTS, FAULTS, RECORDS, TELEMETRY, Outbox
 from agents.node.rings import RuntimeDirectory, Swept
 from agents.node.sender import SenderState
 from agents.node.sources.base import Source
-from agents.readings import METRICS, Fault, GpuUser, NodeSample
+from agents.readings import METRICS, Fault, GpuUser, NodeFacts, NodeSample
 from agents.rules.evaluate import Attribution, Evaluator, Past
 from agents.rules.load import Rule
 from agents.wire import MAX_BATCH_BYTES, Batch, Columns, Drill, WireError, encode
@@ -117,7 +117,8 @@ class Agent:
         self.sample: NodeSample | None = None
         self.sample_seconds = 0.0
         self.trouble = ""
-        self._facts_at = -FACTS_EVERY_S
+        self._facts: NodeFacts | None = None
+        self._facts_at = 0.0
         self._users: tuple[GpuUser, ...] | None = None
         self._dropped = 0
         self._saved = ""
@@ -157,8 +158,8 @@ class Agent:
         if faults:
             self._put(replace(self._head(at_s, monotonic_s), faults=tuple(faults)), FAULTS)
         facts = users = None
-        if monotonic_s - self._facts_at >= FACTS_EVERY_S:
-            facts, self._facts_at = self.source.facts(), monotonic_s
+        if (known := self.source.facts()) != self._facts or monotonic_s - self._facts_at >= FACTS_EVERY_S:
+            facts, self._facts, self._facts_at = known, known, monotonic_s
         if (holding := named(self.source.users(), self.runtime.ranks())) != self._users:
             users = self._users = holding
         batch = replace(

@@ -68,7 +68,7 @@ class StubNode:
         for gpu in self.facts.gpus:
             for answer in state.of_identity(self._wrapper, gpu, KFD_NUMBERS[gpu.index], self.facts.driver, VBIOS):
                 self.state.put(answer)
-            self.state.put(state.of_records(self._wrapper, gpu.index, []))
+            self.state.put(state.of_records(self._wrapper, gpu.index, self.records[gpu.index]))
 
     # --- the trees ---------------------------------------------------------------------------------------------------
 
@@ -133,6 +133,7 @@ class StubNode:
         """Lets time pass to `at_s`; everything that is read from outside is then as the registers are."""
         self._at_s = at_s
         self._asked_drills()
+        self._load_driver()
         sample = self.source.sample(at_s, at_s)
         for number, row in enumerate(sample.gpus):
             for answer in state.of_row(self._wrapper, row, number, GPUS):
@@ -145,6 +146,18 @@ class StubNode:
         self._put_host(sample.host[0])
         self._put_trainer()
         return sample
+
+    def _load_driver(self) -> None:
+        """Another driver than before is loaded anew, and its device node with it."""
+        facts = self.source.facts()
+        if facts.driver == self.facts.driver:
+            return
+        self.facts = facts
+        self._say_identity()
+        os.close(self._files.pop("dev/kfd"))
+        del self._written["dev/kfd"]
+        (self.tree / "dev/kfd").unlink()
+        self.put("dev/kfd", "")
 
     def _print(self, line: KernelLine) -> None:
         gpu = next((one.index for one in self.facts.gpus if one.pci_address == line.pci_address), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -276,3 +277,29 @@ def test_the_load_of_the_driver_is_told_from_the_next(stub: StubNode, machine: M
     time.sleep(0.01)
     device.write_text("")
     assert machine.driver_load() not in ("", first)
+
+
+def loaded_anew(stub: StubNode) -> None:
+    device = Path(stub.tree) / "dev/kfd"
+    device.unlink()
+    time.sleep(0.01)
+    device.write_text("")
+
+
+def test_a_driver_that_is_loaded_anew_is_asked_anew(stub: StubNode, machine: MachineSource) -> None:
+    assert machine.sample(1.0, 1.0).gpus[0][GPU_INDEX["present"]] == 1
+    stub.state.put(Answer("amdsmi_init", status=34))
+    stub.state.put(Answer("amdsmi_get_gpu_compute_partition", 0, body=b"CPX\0"))
+    stub.state.write()
+    loaded_anew(stub)
+    machine.sample(2.0, 2.0)
+    assert machine.facts().gpus[0].partition == "SPX/NPS1", "not ready: what was known stands"
+    stub.state.put(Answer("amdsmi_init"))
+    stub.state.write()
+    workers = threading.active_count()
+    assert machine.sample(3.0, 3.0).gpus[0][GPU_INDEX["present"]] == 1
+    assert machine.facts().gpus[0].partition == "CPX/NPS1"
+    until = time.monotonic() + 5.0
+    while threading.active_count() > workers and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() == workers, "those of before have ended"

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import grpc
 import pytest
@@ -214,25 +213,6 @@ def test_a_kubelet_that_goes_away_keeps_nobody_waiting(stub: StubNode, kubelet: 
     pods.known(40.0)
     pods.wait(5.0)
     assert "does not say" in pods.blind
-
-
-# --- nothing breaks the agent ----------------------------------------------------------------------------------------
-
-
-def test_files_full_of_anything_break_nothing_and_are_no_fault(stub: StubNode) -> None:
-    draw = Random(11)
-    source = MachineSource("node-a", places(stub), {})
-    written = [name for name in stub._files if name.startswith(("sys/class", "sys/devices", "proc/"))]
-    for second in range(60):
-        stub.beat(float(second))
-        for name in draw.sample(written, 12):
-            if name.endswith(("/state", "/phys_state", "/carrier")):
-                continue  # what they say of a link is evidence, whatever it is
-            (stub.tree / name).write_bytes(draw.randbytes(draw.randint(0, 40)))
-            stub._written.pop(name, None)
-        sample = source.sample(float(second), float(second))
-        assert len(sample.nics) == len(sample.gpus) == 8 and len(sample.host) == 1
-    source.close()
 
 
 def test_a_file_is_opened_anew_after_it_was_gone(tmp_path: Path) -> None:

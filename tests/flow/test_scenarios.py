@@ -159,7 +159,7 @@ def test_a_row_fires_in_time_becomes_an_incident_and_clears(walk: Walk) -> None:
     with walk.store.read() as session:
         stored = session.get(StoredFault, fault.id)
         assert stored is not None and stored.state == "clear"
-    tell(scenario.rule, fault, second, cleared_s)
+    tell(fault, second, cleared_s)
 
 
 @pytest.mark.parametrize("walk", SCENARIOS, ids=names, indirect=True)
@@ -188,17 +188,17 @@ def test_two_jobs_with_page_faults_make_it_the_gpus(walk: Walk) -> None:
     begun = walk.clock.now()
     while not any(one.rule == "page-fault-again" and one.state == "clear" for one in walk.told):
         walk.step(STEP_S)
-    tell("page-fault-again", fault, 1.0, walk.clock.now() - begun)
+    tell(fault, 1.0, walk.clock.now() - begun)
 
 
 def test_every_rule_of_the_file_has_its_scenario() -> None:
     assert sorted([one.rule for one in SCENARIOS] + ["page-fault-again"]) == sorted(rule.id for rule in RULES)
 
 
-def tell(rule: str, fault: Fault, fired_s: float, cleared_s: float) -> None:
+def tell(fault: Fault | StoredFault, fired_s: float, cleared_s: float) -> None:
     """A line for docs/scenarios.md."""
     path = os.environ.get("TRIMTAB_SCENARIO_ROWS")
     if path:
-        row = {"rule": rule, "severity": fault.severity, "action": fault.action, "sentence": fault.sentence}
+        row = {"rule": fault.rule, "severity": fault.severity, "action": fault.action, "sentence": fault.sentence}
         with Path(path).open("a") as file:
             file.write(json.dumps({**row, "fired_s": round(fired_s), "cleared_s": round(cleared_s)}) + "\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agents.node.sources.amd.binding import Binding
 from agents.node.sources.amd.gpus import AmdGpus
-from agents.node.sources.base import Quality
+from agents.node.sources.base import Quality, SourceError
 from agents.node.sources.files import Tree, below_ports, nearest
 from agents.node.sources.host import Host, clock_offset_ms, free_tenths
 from agents.node.sources.kfd import Processes
@@ -48,21 +48,41 @@ class MachineSource:
     ) -> None:
         self.node, self._places = node, places
         tree = places.tree
-        self._binding = Binding(places.rocm)
+        self._open_gpus(marks)
         self.simulated = self._binding.stub
-        self._gpus = AmdGpus(self._binding, marks, places.monotonic)
         self._nics = Nics(tree)
         self._host = Host(tree, places.watched, places.free, places.clock)
-        numbers = {one.kfd_id: one.gpu.index for one in self._gpus.identities if one.kfd_id}
-        self._processes = Processes(tree, numbers)
         self._pods = PodResources(tree.path(POD_SOCKET))
-        self._addresses = [one.gpu.pci_address for one in self._gpus.identities]
         devices = below_ports(tree, [one for one in [*self._addresses, *self._nic_addresses()] if one])
         self._log_blind = ""
         self._log = self._open_log(devices, marks.get(LOG_MARK), read_log)
         self._facts = self._read_facts()
         self._users: tuple[GpuUser, ...] = ()
         self._drills = Path(f"{self._binding.stub_state()}.drills") if self.simulated else None
+
+    def _open_gpus(self, marks: Mapping[str, int]) -> None:
+        """The library anew, and what it says once of each GPU. SourceError."""
+        self._load = self.driver_load()
+        self._binding = Binding(self._places.rocm)
+        self._gpus = AmdGpus(self._binding, marks, self._places.monotonic)
+        numbers = {one.kfd_id: one.gpu.index for one in self._gpus.identities if one.kfd_id}
+        self._processes = Processes(self._places.tree, numbers)
+        self._addresses = [one.gpu.pci_address for one in self._gpus.identities]
+
+    def _follow_driver(self) -> None:
+        """A driver that was loaded anew, as by an update, knows none of the old handles: all of it is opened again."""
+        load = self.driver_load()
+        if load in ("", self._load):
+            return
+        before = self._gpus
+        self._binding.close()
+        try:
+            self._open_gpus(before.marks())
+        except SourceError:
+            self._load = ""  # not ready yet: tried again with the next sample
+            return
+        before.close()
+        self._facts = self._read_facts()
 
     def _nic_addresses(self) -> list[str]:
         return [port.address for port in self._nics.ports]
@@ -105,10 +125,12 @@ class MachineSource:
         return tuple(part for part in (*parts, self._pods.blind) if part)
 
     def facts(self) -> NodeFacts:
-        self._facts = replace(self._facts, blind=self.blind())
+        if self._facts.blind != (blind := self.blind()):
+            self._facts = replace(self._facts, blind=blind)
         return self._facts
 
     def sample(self, at_s: float, monotonic_s: float) -> NodeSample:
+        self._follow_driver()
         gpus = self._gpus.sample(at_s, monotonic_s)
         self._users = self._look_at_users(monotonic_s)
         counts = [0] * len(gpus)
@@ -171,4 +193,5 @@ class MachineSource:
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
+        self._gpus.close()
         self._binding.close()

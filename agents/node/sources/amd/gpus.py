@@ -42,7 +42,7 @@ class _Worker:
     def __init__(self, name: str) -> None:
         self.since_s: float | None = None
         """by whatever clock its owner has"""
-        self._work: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[tuple[int, Any]], int]] = (
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], queue.SimpleQueue[tuple[int, Any]], int] | None] = (
             queue.SimpleQueue()
         )
         threading.Thread(target=self._run, name=name, daemon=True).start()
@@ -52,9 +52,13 @@ class _Worker:
         self.since_s = now_s
         self._work.put((work, done, number))
 
+    def end(self) -> None:
+        """Its thread ends after what it does now."""
+        self._work.put(None)
+
     def _run(self) -> None:
-        while True:
-            work, done, number = self._work.get()
+        while (asked := self._work.get()) is not None:
+            work, done, number = asked
             result: Any
             try:
                 result = work()
@@ -93,6 +97,11 @@ class AmdGpus:
     def blind(self) -> str:
         """Why the error logs cannot be read; "" while they can."""
         return next((reader.blind for reader in self.readers if reader.blind), "")
+
+    def close(self) -> None:
+        """Ends the workers; one in a call that hangs stays until that comes back."""
+        for worker in self._workers:
+            worker.end()
 
     def marks(self) -> dict[str, int]:
         """How far each GPU's error log has been read."""

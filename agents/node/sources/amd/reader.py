@@ -65,6 +65,8 @@ class GpuReader:
         self.blind = ""
         """why the error log cannot be read; "" while it can"""
         self._unread = False
+        self._told: tuple[set[int], set[int]] = set(), set()
+        """slots of links whose state, and whose traffic, was ever known"""
         self.errors: dict[int, int] = {}
         """how often each status came, but success"""
 
@@ -116,17 +118,22 @@ class GpuReader:
         return round(sum(inst) / len(inst)) if inst else UNKNOWN
 
     def _links(self, row: list[int]) -> None:
-        m = self._metrics
+        """State and traffic by slot; the sums only while no slot is silent that has spoken before."""
+        m, (states, moving) = self._metrics, self._told
         read, written, status = m.xgmi_read_data_acc[:], m.xgmi_write_data_acc[:], m.xgmi_link_status[:]
         mask = sum(1 << peer for peer, state in enumerate(status) if state == LINK_UP)
-        moved_in = moved_out = 0
+        states |= {peer for peer, state in enumerate(status) if state != U16}
+        moved: dict[int, tuple[int, int]] = {}
         for peer, (inward, outward) in enumerate(zip(read, written, strict=True)):
             if U64 in (inward, outward) or (peer == self.index and not mask >> peer & 1):
                 continue  # not available, or the slot of the device itself
             row[_AT[f"xgmi_link_{peer}_kb"]] = inward + outward
-            moved_in, moved_out = moved_in + inward, moved_out + outward
-        row[_AT["xgmi_read_kb"]], row[_AT["xgmi_write_kb"]] = moved_in, moved_out
-        if mask:  # all down means that nobody knows
+            moved[peer] = inward, outward
+        moving |= moved.keys()
+        if moving == moved.keys():
+            row[_AT["xgmi_read_kb"]] = sum(inward for inward, _ in moved.values())
+            row[_AT["xgmi_write_kb"]] = sum(outward for _, outward in moved.values())
+        if mask and all(status[peer] != U16 for peer in states):  # all down means that nobody knows
             row[_AT["xgmi_up_mask"]], row[_AT["xgmi_links_up"]] = mask, mask.bit_count()
 
     # --- errors ------------------------------------------------------------------------------------------------------
