@@ -120,6 +120,20 @@ def cost(folder: Path) -> Iterator[Line]:
     yield line("AMD's command line once a second", command, "% of a core", None, **note)
 
 
+def row(folder: Path) -> Iterator[Line]:
+    """One GPU's values by both paths."""
+    command = [sys.executable, "-m", "benchmarks.gpu_row", str(folder)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    yield line(
+        "CPU for one GPU's row",
+        found["row"],
+        "µs",
+        None,
+        peer="the package's getters",
+        peer_value=round(found["getters"], 3),
+    )
+
+
 def stored(database: Path, rule: str, entity: str) -> float | None:
     """When the server took the first fault of a rule on a device."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5) as connection:
@@ -206,6 +220,7 @@ def main() -> int:
         prepare(folder)
         with stub(folder):
             lines += show(cost(folder))
+            lines += show(row(folder))
         other = Path(name) / "latency"
         other.mkdir()
         lines += show(latencies(other))
