@@ -1,7 +1,7 @@
 """What one GPU's row costs, in microseconds of CPU: the agent's reader, and the package's getters for the same values.
 
-Over the stand-in library, whose own answers cost next to nothing, so the figures are the path's. A process of its own for
-benchmarks.agent: `python -m benchmarks.gpu_row FOLDER`, where FOLDER holds a stub node's state.
+Over the stand-in library, whose own answers cost next to nothing, so the figures are the path's. benchmarks.agent runs
+it as a process of its own: `python -m benchmarks.gpu_row FOLDER`, where FOLDER holds a stub node's state.
 """
 
 from __future__ import annotations
