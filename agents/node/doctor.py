@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from agents.node.opening import ROCM_LIBRARY, rocm_root
@@ -36,6 +37,7 @@ class Check:
 def checks(root: Path = Path("/")) -> Iterator[Check]:
     """Every check on this node; nothing is changed, and no check depends on another's success."""
     tree = Tree(root)
+    yield _packages()
     yield _library()
     yield _gpus()
     yield _devices()
@@ -44,6 +46,16 @@ def checks(root: Path = Path("/")) -> Iterator[Check]:
     yield _processes(tree)
     yield _pods(tree)
     yield _clock()
+
+
+def _packages() -> Check:
+    """Another package installs a top-level `agents` as well; whichever is first on the path wins."""
+    try:
+        other = metadata.version("openai-agents")
+    except metadata.PackageNotFoundError:
+        return Check("Python packages", NEEDED, "", "no other package has a folder `agents`")
+    why = f"openai-agents {other} is installed beside Trimtab, and both are imported as `agents`: give one its own venv"
+    return Check("Python packages", NEEDED, why)
 
 
 def _library() -> Check:

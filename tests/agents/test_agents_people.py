@@ -78,6 +78,15 @@ def test_a_doctor_without_the_library_fails(monkeypatch: pytest.MonkeyPatch, tmp
     assert any("MISSING" in line and "amdsmi" in line for line in said)
 
 
+def test_the_doctor_knows_of_a_package_with_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._packages().ok
+    papers = tmp_path / "openai_agents-0.9.dist-info" / "METADATA"
+    papers.parent.mkdir()
+    papers.write_text("Metadata-Version: 2.1\nName: openai-agents\nVersion: 0.9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "openai-agents 0.9" in doctor._packages().why
+
+
 # --- recordings ------------------------------------------------------------------------------------------------------
 
 
