@@ -11,6 +11,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from agents.node.attribution import attribution, named
@@ -101,6 +102,11 @@ def portions(swept: Swept) -> Iterator[Swept]:
         yield part
 
 
+def _cards(facts: NodeFacts) -> tuple[str, ...]:
+    """What baselines belong to: the driver, and which card is where."""
+    return facts.driver, *(f"{gpu.index} {gpu.serial} {gpu.pci_address}" for gpu in facts.gpus)
+
+
 class Agent:
     """One node's agent over a source; time comes in from the loop."""
 
@@ -113,7 +119,8 @@ class Agent:
         memory = Memory.read(paths.memory)
         baselines = memory.baselines if memory.boot == self._boot else None
         self.runtime = RuntimeDirectory(paths.runtime, memory.cursors)
-        self.evaluator = Evaluator(rules, node, boot, source.facts(), baselines, memory.firing, memory.past)
+        self._new_evaluator = partial(Evaluator, rules, node, boot)
+        self.evaluator = self._new_evaluator(source.facts(), baselines, memory.firing, memory.past)
         self.sample: NodeSample | None = None
         self.sample_seconds = 0.0
         self.trouble = ""
@@ -122,6 +129,12 @@ class Agent:
         self._users: tuple[GpuUser, ...] | None = None
         self._dropped = 0
         self._saved = ""
+
+    def _judge_anew(self, known: NodeFacts) -> None:
+        """Other cards, or another driver: what fires goes on, and each card has the baselines of its own serial."""
+        before = self.evaluator
+        self.evaluator = self._new_evaluator(known, before.baselines, before.firing(), before.past)
+        self._boot = f"{self._boot.partition('/')[0]}/{self.source.driver_load()}"
 
     def save(self) -> None:
         """Keeps what the next start needs, when it changed; raises OSError on a sick disk."""
@@ -159,7 +172,10 @@ class Agent:
             self._put(replace(self._head(at_s, monotonic_s), faults=tuple(faults)), FAULTS)
         facts = users = None
         if (known := self.source.facts()) != self._facts or monotonic_s - self._facts_at >= FACTS_EVERY_S:
-            facts, self._facts, self._facts_at = known, known, monotonic_s
+            facts, self._facts_at = known, monotonic_s
+            if self._facts is not None and _cards(known) != _cards(self._facts):
+                self._judge_anew(known)
+            self._facts = known
         if (holding := named(self.source.users(), self.runtime.ranks())) != self._users:
             users = self._users = holding
         batch = replace(

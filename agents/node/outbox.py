@@ -80,6 +80,8 @@ class Outbox:
 
     def _found(self) -> list[Spooled]:
         items = []
+        for left in self.directory.glob("*.new"):  # half written when an agent was killed
+            left.unlink(missing_ok=True)
         for path in self.directory.glob("*-*-?.batch"):
             generation, sequence, kind = path.stem.split("-")
             size = path.stat().st_size
@@ -104,8 +106,12 @@ class Outbox:
     @staticmethod
     def _write(file: Path, body: bytes) -> None:
         temporary = file.with_suffix(".new")
-        temporary.write_bytes(body)
-        temporary.replace(file)
+        try:
+            temporary.write_bytes(body)
+            temporary.replace(file)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def next_sequence(self) -> int:
         """The number of the next batch; the caller encodes it into the batch and puts that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -219,6 +220,55 @@ def test_without_the_right_to_the_error_log_the_rest_is_read_and_it_is_said(stub
     source.close()
 
 
+def test_an_error_log_that_fails_is_told_of_and_read_again(stub: StubNode, machine: MachineSource) -> None:
+    machine.sample(1.0, 1.0)
+    stub.state.put(Answer("amdsmi_get_gpu_cper_entries", 2, status=14))
+    stub.state.write()
+    machine.sample(4.0, 4.0)
+    assert any("status 14" in part for part in machine.facts().blind)
+    stub.state.put(of_records(stub._wrapper, 2, [25]))
+    stub.state.write()
+    assert kinds(machine, 5.0) == [], "it is asked again after a while"
+    assert kinds(machine, 70.0) == [("afid-25", stub.facts.gpus[2].pci_address)]
+    assert not any("status 14" in part for part in machine.facts().blind)
+
+
+def test_records_of_a_read_that_is_late_are_told_by_the_next(
+    stub: StubNode, machine: MachineSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.sample(1.0, 1.0)
+    monkeypatch.setattr(gpus_module, "DEADLINE_S", 0.05)
+    stub.state.put(replace(of_records(stub._wrapper, 2, [25]), delay_ms=200))
+    stub.state.write()
+    assert kinds(machine, 4.0) == []
+    time.sleep(0.4)
+    assert kinds(machine, 5.0) == [("afid-25", stub.facts.gpus[2].pci_address)]
+
+
+def test_a_reader_that_breaks_is_blind_and_no_fault(
+    stub: StubNode, machine: MachineSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_now_s: float) -> tuple[int, ...]:
+        raise AttributeError("amdsmi_gpu_metrics_t has no current_uclk")
+
+    with monkeypatch.context() as at_5:
+        at_5.setattr(machine._gpus.readers[5], "read", broken)
+        rows = machine.sample(1.0, 1.0).gpus
+    assert value(rows[5], "present") == UNKNOWN and value(rows[4], "present") == 1
+    assert any("GPU 5 cannot be read" in part and "current_uclk" in part for part in machine.facts().blind)
+    machine.sample(2.0, 2.0)
+    assert not any("cannot be read" in part for part in machine.facts().blind)
+
+
+def test_who_uses_a_gpu_without_a_number_in_the_kernel_is_unknown(stub: StubNode) -> None:
+    stub.state.put(Answer("amdsmi_get_gpu_kfd_info", 6, status=NOT_SUPPORTED))
+    stub.state.write()
+    source = MachineSource("node-a", places(stub), {})
+    rows = source.sample(1.0, 1.0).gpus
+    assert value(rows[6], "processes") == UNKNOWN != value(rows[5], "processes")
+    source.close()
+
+
 # --- guards ----------------------------------------------------------------------------------------------------------
 
 
@@ -273,10 +323,13 @@ def test_the_load_of_the_driver_is_told_from_the_next(stub: StubNode, machine: M
     assert first.startswith("kfd-")
     device = Path(stub.tree) / "dev/kfd"
     device.unlink()
+    folder = machine.driver_load()
+    assert folder.startswith("kfd-") and folder != first, "where the device is not shown, by its folder below /sys"
+    shutil.rmtree(Path(stub.tree) / "sys/class/kfd")
     assert machine.driver_load() == ""
     time.sleep(0.01)
     device.write_text("")
-    assert machine.driver_load() not in ("", first)
+    assert machine.driver_load() not in ("", first, folder)
 
 
 def loaded_anew(stub: StubNode) -> None:

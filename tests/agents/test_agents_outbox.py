@@ -72,6 +72,24 @@ def test_files_that_lost_their_contents_with_the_power_are_left_out(tmp_path: Pa
     assert drained(Outbox(tmp_path)) == [(1, 1), (1, 3)]
 
 
+def test_what_a_full_disk_or_a_kill_left_half_written_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "1-7-t.new").write_bytes(b"half")
+    outbox = Outbox(tmp_path)
+    written = Path.write_bytes
+
+    def full(path: Path, body: bytes) -> int:
+        written(path, body[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_bytes", full)
+        outbox.put(outbox.next_sequence(), TELEMETRY, b"batch")
+    outbox.close()
+    assert list(tmp_path.glob("*.new")) == []
+
+
 def test_while_the_disk_takes_nothing_the_newest_wait_in_memory_and_faults_longest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

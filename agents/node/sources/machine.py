@@ -5,6 +5,7 @@ Each part may be blind, for want of a right or a file: it says so, and the other
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +67,7 @@ class MachineSource:
         self._binding = Binding(self._places.rocm)
         self._gpus = AmdGpus(self._binding, marks, self._places.monotonic)
         numbers = {one.kfd_id: one.gpu.index for one in self._gpus.identities if one.kfd_id}
+        self._counted = frozenset(numbers.values())
         self._processes = Processes(self._places.tree, numbers)
         self._addresses = [one.gpu.pci_address for one in self._gpus.identities]
 
@@ -77,7 +79,7 @@ class MachineSource:
         before = self._gpus
         self._binding.close()
         try:
-            self._open_gpus(before.marks())
+            self._open_gpus(dict.fromkeys(before.marks(), 0))  # the error logs begin anew, and all in them is news
         except SourceError:
             self._load = ""  # not ready yet: tried again with the next sample
             return
@@ -138,7 +140,10 @@ class MachineSource:
             counts[user.gpu] += 1
         if not self._processes.blind:
             at = GPU_INDEX["processes"]
-            gpus = tuple((*row[:at], counts[number], *row[at + 1 :]) for number, row in enumerate(gpus))
+            gpus = tuple(
+                (*row[:at], counts[number], *row[at + 1 :]) if number in self._counted else row
+                for number, row in enumerate(gpus)
+            )
         return NodeSample(at_s, monotonic_s, gpus, self._nics.sample(), self.lines(), self._host.sample(monotonic_s))
 
     def lines(self) -> tuple[KernelLine, ...]:
@@ -164,11 +169,12 @@ class MachineSource:
         return () if self._log is None or self._log.descriptor < 0 else (self._log.descriptor,)
 
     def driver_load(self) -> str:
-        """When the driver made its device node: a new load makes a new one. "" where that cannot be seen."""
-        try:
-            return f"kfd-{os.stat(self._places.tree.path('dev/kfd')).st_mtime_ns}"
-        except OSError:
-            return ""
+        """Which load of the driver this is, by what it makes anew: its device node, or where that is not shown, as in a
+        pod, its folder below /sys. "" where neither can be seen."""
+        for name, part in (("dev/kfd", "st_mtime_ns"), ("sys/class/kfd/kfd", "st_ino")):
+            with contextlib.suppress(OSError):
+                return f"kfd-{getattr(os.stat(self._places.tree.path(name)), part)}"
+        return ""
 
     def quality(self) -> Quality:
         log = (0, 0) if self._log is None else (self._log.lines_read, self._log.overruns)

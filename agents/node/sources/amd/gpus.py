@@ -89,14 +89,14 @@ class AmdGpus:
             for handle, one in zip(handles, self.identities, strict=True)
         ]
         for reader in self.readers:
-            reader.cursor = marks.get(reader.address, 0)
-        self._fresh = not marks
-        self._lines: list[KernelLine] = []
+            reader.cursor, reader.fresh = marks.get(reader.address, 0), reader.address not in marks
+        self._broken: dict[int, str] = {}
 
     @property
     def blind(self) -> str:
-        """Why the error logs cannot be read; "" while they can."""
-        return next((reader.blind for reader in self.readers if reader.blind), "")
+        """What of the GPUs cannot be read; "" while all of it can."""
+        broken = (f"GPU {at} cannot be read: {why}" for at, why in self._broken.items())
+        return next(iter((*broken, *(reader.blind for reader in self.readers if reader.blind))), "")
 
     def close(self) -> None:
         """Ends the workers; one in a call that hangs stays until that comes back."""
@@ -105,7 +105,7 @@ class AmdGpus:
 
     def marks(self) -> dict[str, int]:
         """How far each GPU's error log has been read."""
-        return {reader.address: reader.cursor for reader in self.readers if reader.address}
+        return {one.address: one.cursor for one in self.readers if one.address and not one.fresh}
 
     def errors(self) -> dict[tuple[int, int], int]:
         """How often a read of each GPU failed, by the library's status."""
@@ -113,25 +113,23 @@ class AmdGpus:
 
     def sample(self, at_s: float, monotonic_s: float) -> tuple[tuple[int, ...], ...]:
         """A row a GPU, within the deadline; what does not answer by then is unknown."""
-        skip, self._fresh = self._fresh, False
 
-        def read(at: int) -> tuple[tuple[int, ...], list[KernelLine]]:
-            reader = self.readers[at]
-            return reader.read(monotonic_s), list(reader.records(monotonic_s, at_s, skip=skip))
+        def read(at: int) -> tuple[int, ...]:
+            row = self.readers[at].read(monotonic_s)
+            self.readers[at].read_records(monotonic_s, at_s)
+            return row
 
         rows = []
         for at, result in enumerate(self._call(read, DEADLINE_S)):
-            if isinstance(result, tuple):
-                rows.append(result[0])
-                self._lines += result[1]
-            else:
-                rows.append(self._waiting(at))
+            self._broken.pop(at, None)
+            if isinstance(result, Exception):
+                self._broken[at] = repr(result)
+            rows.append(result if isinstance(result, tuple) else self._waiting(at))
         return tuple(rows)
 
     def take_lines(self) -> list[KernelLine]:
         """The records that came with the samples since the last call."""
-        found, self._lines = self._lines, []
-        return found
+        return [reader.lines.get() for reader in self.readers for _ in range(reader.lines.qsize())]
 
     def _waiting(self, at: int) -> tuple[int, ...]:
         row = [UNKNOWN] * len(GPU_METRICS)
@@ -141,7 +139,7 @@ class AmdGpus:
         return tuple(row)
 
     def _call(self, work: Callable[[int], Any], deadline_s: float) -> list[Any]:
-        """The result of each worker, None where it is not there in time; SourceError is raised."""
+        """The result of each worker, or what it raised; None where it is not there in time. SourceError is raised."""
         done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         results: list[Any] = [None] * len(self._workers)
         asked = 0
@@ -158,7 +156,7 @@ class AmdGpus:
                 break
             if isinstance(result, SourceError):
                 raise result
-            results[at] = None if isinstance(result, Exception) else result
+            results[at] = result
         return results
 
 

@@ -9,20 +9,23 @@ does not have are asked for once.
 from __future__ import annotations
 
 import ctypes
+import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from agents.node.sources.amd.binding import GONE, MORE_DATA, NO_PERMISSION, OK, Binding
+from agents.node.sources.amd.binding import GONE, MORE_DATA, NO_PERMISSION, NOT_SUPPORTED, OK, Binding
 from agents.readings import GPU_INDEX, GPU_METRICS, UNKNOWN, KernelLine
 
 U16, U32, U64 = 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-MEMORY_EVERY_S, PAGES_EVERY_S, RECORDS_EVERY_S = 5.0, 60.0, 2.0
+MEMORY_EVERY_S, PAGES_EVERY_S, RECORDS_EVERY_S, RECORDS_AGAIN_S = 5.0, 60.0, 2.0, 60.0
 THRESHOLD = 128
 """Bad pages at which a card must be replaced, where it does not say."""
 RECORD_BYTES, RECORDS, AFIDS = 64 << 10, 20, 12
 ALL_SEVERITIES = 0x7
 LINK_UP = 1
+NO_BLOCK_HERE = (1, *NOT_SUPPORTED, 40)
+"""Answers about a block that the device does not have: invalid, not supported, no data."""
 _MIB = 1 << 20
 _AT = GPU_INDEX
 _EMPTY = [UNKNOWN] * len(GPU_METRICS)
@@ -47,7 +50,7 @@ def mean(values: Sequence[int], sentinel: int) -> int:
 
 
 class GpuReader:
-    """One GPU. `read` and `records` are called by one thread; they may hang, and whoever waits must not."""
+    """One GPU. `read` and `read_records` are called by one thread; they may hang, and whoever waits must not."""
 
     def __init__(self, binding: Binding, handle: Any, index: int, address: str) -> None:
         self.binding, self.handle, self.index, self.address = binding, handle, index, address
@@ -64,7 +67,11 @@ class GpuReader:
         """how many records of the error log have been read"""
         self.blind = ""
         """why the error log cannot be read; "" while it can"""
-        self._unread = False
+        self.fresh = True
+        """whether no record was ever read here: what the log holds then is old news"""
+        self.lines: queue.SimpleQueue[KernelLine] = queue.SimpleQueue()
+        """records as they come; a read that is late loses none"""
+        self._ever_up = 0
         self._told: tuple[set[int], set[int]] = set(), set()
         """slots of links whose state, and whose traffic, was ever known"""
         self.errors: dict[int, int] = {}
@@ -123,10 +130,11 @@ class GpuReader:
         read, written, status = m.xgmi_read_data_acc[:], m.xgmi_write_data_acc[:], m.xgmi_link_status[:]
         mask = sum(1 << peer for peer, state in enumerate(status) if state == LINK_UP)
         states |= {peer for peer, state in enumerate(status) if state != U16}
+        self._ever_up |= mask
         moved: dict[int, tuple[int, int]] = {}
         for peer, (inward, outward) in enumerate(zip(read, written, strict=True)):
-            if U64 in (inward, outward) or (peer == self.index and not mask >> peer & 1):
-                continue  # not available, or the slot of the device itself
+            if U64 in (inward, outward) or not (self._ever_up or ~(1 << self.index)) >> peer & 1:
+                continue  # not available, or a slot without a link, as the device's own
             row[_AT[f"xgmi_link_{peer}_kb"]] = inward + outward
             moved[peer] = inward, outward
         moving |= moved.keys()
@@ -143,11 +151,18 @@ class GpuReader:
         if self._blocks is None:
             wrapper = self.binding.wrapper
             found: dict[str, list[int]] = {"hbm": [], "xgmi": [], "other": []}
+            settled = True
             # by the constants' names: the package's own table has lost those that share a number
             for name in [one for one in dir(wrapper) if one.startswith(BLOCK_PREFIX)]:
                 short, block = name.removeprefix(BLOCK_PREFIX), getattr(wrapper, name)
-                if short not in NO_BLOCK and self._ask_errors(self.handle, block, self._errors_ref) == OK:
+                if short in NO_BLOCK:
+                    continue
+                status = self._ask_errors(self.handle, block, self._errors_ref)
+                if status == OK:
                     found[{"UMC": "hbm", "XGMI_WAFL": "xgmi"}.get(short, "other")].append(block)
+                settled = settled and (status == OK or status in NO_BLOCK_HERE)
+            if not settled:
+                return found  # asked again with the next sample
             self._blocks = found
         return self._blocks
 
@@ -199,21 +214,22 @@ class GpuReader:
 
     # --- the error log -----------------------------------------------------------------------------------------------
 
-    def records(self, now_s: float, at_s: float, *, skip: bool = False) -> Iterator[KernelLine]:
-        """New records of the device's error log, one line an AMD field identifier; with `skip` they are old news."""
-        if self._unread or (now_s < self._due["records"] and not skip):
+    def read_records(self, now_s: float, at_s: float) -> None:
+        """New records of the device's error log into `lines`, one an AMD field identifier."""
+        if now_s < self._due["records"]:
             return
-        self._due["records"] = now_s + RECORDS_EVERY_S
         more = True
         while more:
             found, more = self._next_records()
-            for body in found:
-                for afid in () if skip else self._afids(body):
+            for body in found or ():
+                for afid in () if self.fresh else self._afids(body):
                     text = f"CPER of {self.address}: AFID {afid}"
-                    yield KernelLine(at_s, 3, text, self.address, f"afid-{afid}")
+                    self.lines.put(KernelLine(at_s, 3, text, self.address, f"afid-{afid}"))
+        self.fresh = self.fresh and found is None
+        self._due["records"] = now_s + (RECORDS_AGAIN_S if found is None else RECORDS_EVERY_S)
 
-    def _next_records(self) -> tuple[list[bytes], bool]:
-        """Raw records behind the cursor, and whether there are more."""
+    def _next_records(self) -> tuple[list[bytes] | None, bool]:
+        """Raw records behind the cursor, None if they cannot be read, and whether there are more."""
         wrapper = self.binding.wrapper
         buffer = ctypes.create_string_buffer(RECORD_BYTES)
         size, count = ctypes.c_uint64(RECORD_BYTES), ctypes.c_uint64(RECORDS)
@@ -225,10 +241,11 @@ class GpuReader:
             *(ctypes.byref(count), ctypes.byref(cursor)),
         )
         if status not in (OK, MORE_DATA):
-            self._unread = True
-            if status == NO_PERMISSION:
-                self.blind = "the GPUs' error records need read access to debugfs (CAP_SYS_ADMIN or a mount of it)"
-            return [], False
+            why = "they need read access to debugfs (CAP_SYS_ADMIN or a mount of it)"
+            said = "" if status == NO_PERMISSION else f" (status {status})"
+            self.blind = f"the GPUs' error records cannot be read{said}: {why}"
+            return None, False
+        self.blind = ""
         found, at = [], 0
         for _ in range(min(count.value, RECORDS)):
             length = ctypes.cast(ctypes.addressof(buffer) + at, header).contents.record_length
