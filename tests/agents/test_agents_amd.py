@@ -124,6 +124,17 @@ def test_an_error_is_a_device_that_is_gone_or_one_of_which_nothing_is_known(
     assert all(value(row, "present") == 1 for row in (*rows[:6], rows[7]))
 
 
+def test_a_gpu_that_answers_without_values_is_no_fault_and_is_told(stub: StubNode, machine: MachineSource) -> None:
+    stub.state.put(Answer(METRICS, 6, status=BUSY))
+    stub.state.write()
+    for second in range(1, 13):
+        machine.sample(float(second), float(second))
+        assert any("GPU 6 answers status 30" in part for part in machine.facts().blind) == (second > 10)
+    stub.beat(13.0)
+    machine.sample(13.0, 13.0)
+    assert not any("GPU 6" in part for part in machine.facts().blind)
+
+
 def test_a_call_that_hangs_holds_up_nobody_and_its_age_is_told(
     stub: StubNode, machine: MachineSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

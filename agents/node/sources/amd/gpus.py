@@ -91,12 +91,14 @@ class AmdGpus:
         for reader in self.readers:
             reader.cursor, reader.fresh = marks.get(reader.address, 0), reader.address not in marks
         self._broken: dict[int, str] = {}
+        self._sampled_s = 0.0
 
     @property
     def blind(self) -> str:
         """What of the GPUs cannot be read; "" while all of it can."""
         broken = (f"GPU {at} cannot be read: {why}" for at, why in self._broken.items())
-        return next(iter((*broken, *(reader.blind for reader in self.readers if reader.blind))), "")
+        said = (reader.blind(self._sampled_s) for reader in self.readers)
+        return next((one for one in (*broken, *said) if one), "")
 
     def close(self) -> None:
         """Ends the workers; one in a call that hangs stays until that comes back."""
@@ -119,6 +121,7 @@ class AmdGpus:
             self.readers[at].read_records(monotonic_s, at_s)
             return row
 
+        self._sampled_s = monotonic_s
         rows = []
         for at, result in enumerate(self._call(read, DEADLINE_S)):
             self._broken.pop(at, None)

@@ -24,6 +24,8 @@ THRESHOLD = 128
 RECORD_BYTES, RECORDS, AFIDS = 64 << 10, 20, 12
 ALL_SEVERITIES = 0x7
 LINK_UP = 1
+VAGUE_S = 10.0
+"""How long answers may be without values before that is told."""
 NO_BLOCK_HERE = (1, *NOT_SUPPORTED, 40)
 """Answers about a block that the device does not have: invalid, not supported, no data."""
 _MIB = 1 << 20
@@ -65,8 +67,9 @@ class GpuReader:
         self._due = dict.fromkeys(("memory", "pages", "records"), 0.0)
         self.cursor = 0
         """how many records of the error log have been read"""
-        self.blind = ""
-        """why the error log cannot be read; "" while it can"""
+        self._log_blind = ""
+        self._vague: tuple[float, int] | None = None
+        """since when, and with which status, it has answered without a value and without saying that it is gone"""
         self.fresh = True
         """whether no record was ever read here: what the log holds then is old news"""
         self.lines: queue.SimpleQueue[KernelLine] = queue.SimpleQueue()
@@ -77,6 +80,12 @@ class GpuReader:
         self.errors: dict[int, int] = {}
         """how often each status came, but success"""
 
+    def blind(self, now_s: float) -> str:
+        """What cannot be read of it, its values or its error log; "" while both can."""
+        if self._vague is not None and now_s - self._vague[0] >= VAGUE_S:
+            return f"GPU {self.index} answers status {self._vague[1]} instead of values"
+        return self._log_blind
+
     def read(self, now_s: float) -> tuple[int, ...]:
         """A row; `present` is 0 of a device that says it is gone, UNKNOWN where nothing can be told."""
         begun = time.monotonic()
@@ -85,8 +94,11 @@ class GpuReader:
         if status != OK:
             self.errors[status] = self.errors.get(status, 0) + 1
             row[_AT["present"]] = 0 if status in GONE else UNKNOWN
+            since_s = now_s if self._vague is None else self._vague[0]
+            self._vague = None if status in GONE else (since_s, status)
         else:
             row[_AT["present"]] = 1
+            self._vague = None
             self._from_metrics(row)
             self._from_errors(row)
             self._from_slow(row, now_s)
@@ -243,9 +255,9 @@ class GpuReader:
         if status not in (OK, MORE_DATA):
             why = "they need read access to debugfs (CAP_SYS_ADMIN or a mount of it)"
             said = "" if status == NO_PERMISSION else f" (status {status})"
-            self.blind = f"the GPUs' error records cannot be read{said}: {why}"
+            self._log_blind = f"the GPUs' error records cannot be read{said}: {why}"
             return None, False
-        self.blind = ""
+        self._log_blind = ""
         found, at = [], 0
         for _ in range(min(count.value, RECORDS)):
             length = ctypes.cast(ctypes.addressof(buffer) + at, header).contents.record_length
