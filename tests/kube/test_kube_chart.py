@@ -172,6 +172,20 @@ def test_an_agent_with_the_rights_of_root_has_one_capability_and_asks_for_what_i
     assert asked.split(",") == [f"{cdi['kind']}={device['name']}" for device in cdi["devices"]]
 
 
+def test_file_systems_that_must_have_room_are_mounted_to_look_at_only(
+    world: World, levels: dict[str, str], dry: Helm
+) -> None:
+    spec = pod_spec(dry.template(*IN_JOBS, "--set", "agent.watchSpace={/mnt/checkpoints,/mnt/runs}"), "agent")
+    assert admitted(world, levels["privileged"], spec) == ""
+    container = spec["containers"][0]
+    watched = [word for word in container["args"] if word.startswith("--watch-space")]
+    assert watched == ["--watch-space=/mnt/checkpoints", "--watch-space=/mnt/runs"]
+    mounts = {one["mountPath"]: one["readOnly"] for one in container["volumeMounts"] if one["name"].startswith("space")}
+    assert mounts == {"/mnt/checkpoints": True, "/mnt/runs": True}
+    held = [one["hostPath"]["path"] for one in spec["volumes"] if one["name"].startswith("space")]
+    assert held == ["/mnt/checkpoints", "/mnt/runs"]
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_no_container_can_write_its_image_or_gain_rights(objects: list[Json], part: str) -> None:
     spec = pod_spec(objects, part)
