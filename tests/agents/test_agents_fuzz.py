@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -87,6 +87,19 @@ def say_nothing(stub: StubNode, gpu: int, draw: Random, share: float) -> None:
     stub.state.put(Answer(METRICS, gpu, body=bytes(made)))
 
 
+def disturbed(watched: Watched, draw: Random, change: Callable[[Answer], Answer]) -> None:
+    """Each second a dozen of the library's answers are others, and well again in the next."""
+    state = watched.stub.state
+    for second in range(20, 20 + SECONDS):
+        watched.mend(second)
+        well = dict(state.answers)
+        for answer in draw.sample([one for one in well.values() if one.gpu >= 0], 12):
+            state.put(change(answer))
+        state.write()
+        watched.sample(second)
+        state.answers = well
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_numbers_that_are_not_available_are_no_fault(watched: Watched, seed: int) -> None:
     draw = Random(seed)
@@ -102,28 +115,14 @@ def test_numbers_that_are_not_available_are_no_fault(watched: Watched, seed: int
 @pytest.mark.parametrize("seed", SEEDS)
 def test_calls_that_fail_in_any_way_that_says_nothing_are_no_fault(watched: Watched, seed: int) -> None:
     draw = Random(seed)
-    for second in range(20, 20 + SECONDS):
-        watched.mend(second)
-        well = dict(watched.stub.state.answers)
-        for answer in draw.sample([one for one in well.values() if one.gpu >= 0], 12):
-            watched.stub.state.put(replace(answer, status=draw.choice(VAGUE), body=b""))
-        watched.stub.state.write()
-        watched.sample(second)
-        watched.stub.state.answers = well
+    disturbed(watched, draw, lambda answer: replace(answer, status=draw.choice(VAGUE), body=b""))
     assert [fault.sentence for fault in watched.found] == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_answers_full_of_anything_break_nothing(watched: Watched, seed: int) -> None:
     draw = Random(seed)
-    for second in range(20, 20 + SECONDS):
-        watched.mend(second)
-        well = dict(watched.stub.state.answers)
-        for answer in draw.sample([one for one in well.values() if one.gpu >= 0 and one.body], 12):
-            watched.stub.state.put(replace(answer, body=draw.randbytes(len(answer.body))))
-        watched.stub.state.write()
-        watched.sample(second)
-        watched.stub.state.answers = well
+    disturbed(watched, draw, lambda answer: replace(answer, body=draw.randbytes(len(answer.body))))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

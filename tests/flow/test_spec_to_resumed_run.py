@@ -9,6 +9,7 @@ from pathlib import Path
 from controlplane.services import views_why
 from controlplane.store import runs
 from controlplane.store.engine import Store
+from controlplane.store.tables import Attempt
 from tests.runs.piloting import Pilot
 
 
@@ -44,6 +45,20 @@ def test_a_spec_becomes_a_run_that_survives_a_fault(sqlite_store: Store, tmp_pat
     assert (decision.action, decision.excluded_nodes, decision.mode) == ("restart_exclude", [faulty], "act")
     assert faulty in decision.reason and decision.evidence
 
+    resumes_from_what_is_clean(pilot, run_id, first, faulty)
+
+    # verify: a fresh look, and the first completed step is the manifest's step + 1
+    pilot.train(run_id, 41, 43)
+    (decision,) = pilot.decisions(run_id)
+    assert decision.state == "verified"
+    pilot.finish(run_id)
+    pilot.round(1.0)
+    assert pilot.run(run_id).status == "succeeded"
+
+    is_told_as_one_story(sqlite_store, pilot, run_id, faulty)
+
+
+def resumes_from_what_is_clean(pilot: Pilot, run_id: str, first: Attempt, faulty: str) -> None:
     # act: the ranks are killed without saving, the node leaves service, the next attempt resumes from what is clean
     assert ("kill", first.name) in pilot.backend.calls
     pilot.round(1.0)
@@ -55,16 +70,10 @@ def test_a_spec_becomes_a_run_that_survives_a_fault(sqlite_store: Store, tmp_pat
     assert pilot.attempts(run_id)[0].state == "superseded"
     assert len(pilot.live(run_id)) == 1
 
-    # verify: a fresh look, and the first completed step is the manifest's step + 1
-    pilot.train(run_id, 41, 43)
-    (decision,) = pilot.decisions(run_id)
-    assert decision.state == "verified"
-    pilot.finish(run_id)
-    pilot.round(1.0)
-    assert pilot.run(run_id).status == "succeeded"
 
+def is_told_as_one_story(store: Store, pilot: Pilot, run_id: str, faulty: str) -> None:
     # tell: one story, with what it cost
-    with sqlite_store.read() as session:
+    with store.read() as session:
         run = runs.get(session, run_id)
         assert run is not None
         told = views_why.why(session, run, pilot.clock.now())

@@ -167,7 +167,7 @@ def test_a_server_that_does_not_answer_ages_the_copy_and_is_asked_less_and_less(
     def dead(*_: object, **__: object) -> Json:
         raise BackendUnavailable("no answer")
 
-    found._api = type("Dead", (), {"get": staticmethod(dead), "watch": staticmethod(dead)})()  # type: ignore[assignment]
+    found._api = type("Dead", (), {"get": staticmethod(dead), "watch": staticmethod(dead)})()  # type: ignore[assignment]  # no API
     waits = []
     for _ in range(8):
         clock.advance(10)

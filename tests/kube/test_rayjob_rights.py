@@ -14,7 +14,7 @@ from tests.kube import kuberay_operator
 from tests.kube.conftest import OPTIONS, World, rules
 from tests.kube.kuberay_operator import KEY, Operator
 
-RIGHTS = [(rule["resources"][0], verb) for rule in rules("ray") for verb in rule["verbs"]]  # type: ignore[index]
+RIGHTS = [(rule["resources"][0], verb) for rule in rules("ray") for verb in rule["verbs"]]  # type: ignore[index]  # YAML
 
 
 @pytest.fixture(scope="module")

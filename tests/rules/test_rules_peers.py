@@ -49,7 +49,7 @@ def test_when_all_are_held_down_alike_nobody_is_unlike() -> None:
 def test_a_gpu_slower_than_the_others_while_as_busy(
     change: dict[str, float | None], slow: dict[str, float], action: str
 ) -> None:
-    judged = peers.straggler(job(replace(GPUS[3], **change), slow=slow), BOOK, 1000.0)  # type: ignore[arg-type]
+    judged = peers.straggler(job(replace(GPUS[3], **change), slow=slow), BOOK, 1000.0)  # type: ignore[arg-type]  # any field
     assert [(one.entity, one.action) for one in judged.findings] == ([("gpu3", action)] if action else [])
     assert all("zaya" in one.sentence and one.run_id == "run-1" for one in judged.findings)
 

@@ -50,7 +50,7 @@ def test_each_table_knows_exactly_the_words_of_the_database(
         (states.DECISION, states.check_decision),
     ],
 )
-def test_every_pair_of_states_is_let_through_or_refused_as_the_table_says(table, check) -> None:  # type: ignore[no-untyped-def]
+def test_every_pair_of_states_is_let_through_or_refused_as_the_table_says(table, check) -> None:  # type: ignore[no-untyped-def]  # a table
     for before, after in itertools.product(table, table):
         if after in table[before]:
             check(before, after)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from agents.node.sources.amd.binding import Binding, CallError
@@ -148,8 +149,7 @@ class AmdGpus:
         asked = 0
         for at, worker in enumerate(self._workers):
             if worker.since_s is None:
-                # a default binds the loop's value
-                worker.ask(lambda at=at: work(at), done, at, self._clock())  # type: ignore[misc]
+                worker.ask(partial(work, at), done, at, self._clock())
                 asked += 1
         until = time.monotonic() + deadline_s
         for _ in range(asked):
