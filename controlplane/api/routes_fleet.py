@@ -16,7 +16,7 @@ from controlplane.api.context import Context
 from controlplane.api.deeds import Doing
 from controlplane.api.described import WHO
 from controlplane.api.problems import Problem, not_found
-from controlplane.services import nodes, views_experts, views_fleet, views_now, views_platform
+from controlplane.services import experts_over_time, nodes, views_experts, views_fleet, views_now, views_platform
 from controlplane.store import nodes as node_rows
 from controlplane.store import runs as rows
 from controlplane.store.engine import Session
@@ -244,12 +244,41 @@ def raster(
     columns: int = 256,
     first: Annotated[int | None, Query(alias="from")] = None,
     last: Annotated[int | None, Query(alias="to")] = None,
+    steps: int | None = None,
 ) -> Response:
-    """One layer's load by expert over steps as a binary frame, with an ETag."""
-    width = max(1, min(columns, 4096))
+    """One layer's load by expert over steps (from, to, or the last so many) as a binary frame, with an ETag."""
     with parts.store.read() as session:
-        found = views_experts.raster_frame(session, _known(parts, run_id), layer, first=first, last=last, columns=width)
+        found = views_experts.raster_frame(
+            session, _known(parts, run_id), layer, first=first, last=last, steps=steps, columns=columns
+        )
     return framed(request, found, f"record of layer {layer} of {run_id}")
+
+
+@router.get("/runs/{run_id}/experts/layers", response_class=Response, responses=FRAMES)
+def layers_over_time(
+    request: Request,
+    parts: Parts,
+    _caller: Viewer,
+    run_id: str,
+    columns: int = 256,
+    first: Annotated[int | None, Query(alias="from")] = None,
+    last: Annotated[int | None, Query(alias="to")] = None,
+    steps: int | None = None,
+) -> Response:
+    """Every layer's distance from its sampling floor and skip share over steps as a binary frame, with an ETag."""
+    with parts.store.read() as session:
+        found = experts_over_time.layers_frame(
+            session, _known(parts, run_id), first=first, last=last, steps=steps, columns=columns
+        )
+    return framed(request, found, f"expert record of {run_id}")
+
+
+@router.get("/runs/{run_id}/experts/swings", response_class=Response, responses=FRAMES)
+def swings(request: Request, parts: Parts, _caller: Viewer, run_id: str, step: int | None = None) -> Response:
+    """How each layer's loads repeat over 64 steps, by lag, as a binary frame, with an ETag."""
+    with parts.store.read() as session:
+        found = experts_over_time.swings_frame(session, parts.live, _known(parts, run_id), step)
+    return framed(request, found, f"expert record of {run_id}")
 
 
 @router.get("/runs/{run_id}/experts/summary")

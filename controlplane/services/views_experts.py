@@ -13,7 +13,7 @@ import numpy as np
 from controlplane.rules.book import RuleBook
 from controlplane.rules.experts import bias_change, same_direction_share, sign_flip_rate
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import experts_frame, experts_words, frames
+from controlplane.services import experts_frame, experts_over_time, experts_words, frames
 from controlplane.services.experts_words import Picture, median, number, shipped_book
 from controlplane.services.fleet_state import BLIND_AFTER_S
 from controlplane.services.live import HISTORY, Live
@@ -124,23 +124,28 @@ def frame_at(session: Session, live: Live, run_id: str, step: int) -> tuple[str,
 
 
 def raster_frame(
-    session: Session, run_id: str, layer: int, *, first: int | None = None, last: int | None = None, columns: int = 256
+    session: Session,
+    run_id: str,
+    layer: int,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    steps: int | None = None,
+    columns: int = 256,
 ) -> tuple[str, bytes] | None:
     """One layer over time as (ETag, frame); None if nothing is stored there. E experts, C columns.
 
-    Arrays: share f4 [E, C] (1/E is fair), cv f4 [C] in multiples of the sampling floor, bias f4 [E, C], skip_share f4
-    [C], steps f8 [C], at_s f8 [C]. The head's marks name the columns at which a later attempt goes on.
+    The steps are those from `first` to `last`, or the last so many `steps` up to there. Arrays: share f4 [E, C] (1/E is
+    fair), cv f4 [C] in multiples of the sampling floor, bias f4 [E, C], skip_share f4 [C], steps f8 [C], at_s f8 [C].
+    The head's marks name the columns at which a later attempt goes on and the data mix changed.
     """
-    bounds = experts.bounds(session, run_id)
-    if bounds is None:
+    asked = experts_over_time.span(session, run_id, first, last, steps)
+    if asked is None:
         return None
-    begin, end = bounds[0] if first is None else first, bounds[1] if last is None else last
-    found = experts.read_raster(
-        session, run_id, layer, first=begin, last=end, columns=min(max(columns, 1), MAX_COLUMNS)
-    )
+    width = min(max(columns, 1), MAX_COLUMNS)
+    found = experts.read_raster(session, run_id, layer, first=asked[0], last=asked[1], columns=width)
     if found is None:
         return None
-    changes = np.flatnonzero(np.diff(found.attempt_no)) + 1
     meta = {
         "run": run_id,
         "layer": layer,
@@ -149,10 +154,7 @@ def raster_frame(
         "at_s": float(found.at_s[-1]),
         "floor_cv": _floor(found),
         "settling": int(found.step[-1]) <= shipped_book()["expert-imbalance"].thresholds["warmup_steps"],
-        "marks": [
-            {"kind": "restart", "column": int(column), "label": f"attempt {found.attempt_no[column]}"}
-            for column in changes
-        ],
+        "marks": experts_over_time.marks(session, run_id, found.step, found.attempt_no),
     }
     content = frames.payload(
         {

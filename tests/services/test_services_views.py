@@ -254,7 +254,7 @@ def test_a_raster_marks_where_another_attempt_goes_on(server: Server) -> None:
     assert narrow is not None
     head, arrays = frames.unpack(found[1])
     assert (head["kind"], head["layer"], head["step"]) == ("raster", 2, 30)
-    assert head["marks"] == [{"kind": "restart", "column": 16, "label": "attempt 2"}]
+    assert head["marks"] == [{"kind": "restart", "column": 16, "step": 17, "label": "attempt 2"}]
     assert arrays["steps"].tolist() == list(range(1, 31))
     assert arrays["share"].shape == arrays["bias"].shape == (16, 30)
     assert arrays["share"][5, 0] == pytest.approx(900 / 2400)

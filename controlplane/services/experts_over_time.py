@@ -1,0 +1,171 @@
+"""All layers of a run over time, and how their loads swing, as frames: the parts of the Experts page with a time axis.
+
+What one layer's experts do is views_experts.raster_frame; the newest step is experts_frame. Marks are the same in each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlplane.rules.expert_marks import BEFORE_STEPS, data_mix_shifts
+from controlplane.rules.expert_swings import autocorrelations
+from controlplane.rules.experts import period_steps
+from controlplane.services import frames
+from controlplane.services.live import HISTORY, Live
+from controlplane.store import experts
+from controlplane.store.engine import Session
+
+MAX_COLUMNS = 2048
+LAGS = 32
+Columns = NDArray[np.int64]
+
+
+def span(
+    session: Session, run_id: str, first: int | None, last: int | None, steps: int | None
+) -> tuple[int, int] | None:
+    """The steps (first, last) that are asked for: given bounds, or the last so many `steps`; None if none is stored."""
+    bounds = experts.bounds(session, run_id)
+    if bounds is None:
+        return None
+    end = bounds[1] if last is None else last
+    if first is not None:
+        return first, end
+    return (bounds[0] if steps is None else end - max(steps, 1) + 1), end
+
+
+def marks(
+    session: Session, run_id: str, steps: Columns, attempts: Columns, *, series: experts.Statistics | None = None
+) -> list[dict[str, Any]]:
+    """What happened at the columns that end with these steps [C] of these attempts: restarts and changes of the data.
+
+    Each is {kind: restart or data, column, step, label}. `series` is the run's MaxVio over the same steps and those
+    before them, read here when it is not given.
+    """
+    found = [
+        {"kind": "restart", "column": int(column), "step": int(steps[column]), "label": f"attempt {attempts[column]}"}
+        for column in np.flatnonzero(np.diff(attempts)) + 1
+    ]
+    if series is None:
+        first, last = int(steps[0]) - BEFORE_STEPS, int(steps[-1])
+        series = experts.read_statistics(session, run_id, ("maxvio",), first=first, last=last)
+    maxvio = series.values["maxvio"]
+    if maxvio.size:
+        with np.errstate(invalid="ignore"):
+            shifted = series.step[data_mix_shifts(_mean_known(maxvio))]
+        for step in shifted[shifted >= steps[0]]:
+            column = int(np.searchsorted(steps, step))
+            found.append({"kind": "data", "column": column, "step": int(step), "label": "data mix changed"})
+    return found
+
+
+def _mean_known(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Means [N] of values [L, N] over the layers that are known; NaN where none is."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0, dtype=np.float64)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
+
+
+def layers_frame(
+    session: Session,
+    run_id: str,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    steps: int | None = None,
+    columns: int = 256,
+) -> tuple[str, bytes] | None:
+    """Every layer over time as (ETag, frame); None if nothing is stored there. L layers, C columns.
+
+    Arrays: cv_floor f4 [L, C] and skip_share f4 [L, C], means over a column's steps; worst f4 [C], the largest cv_floor
+    of any layer and step of it, and middle f4 [C], the median layer's mean; steps f8 [C] and at_s f8 [C] of its last
+    step. The head's marks name columns.
+    """
+    asked = span(session, run_id, first, last, steps)
+    if asked is None:
+        return None
+    begin, end = asked
+    names = ("cv_floor", "skip_share", "maxvio")
+    series = experts.read_statistics(session, run_id, names, first=begin - BEFORE_STEPS, last=end)
+    keep = np.flatnonzero(series.step >= begin)
+    if not len(keep):
+        return None
+    width = min(max(columns, 1), MAX_COLUMNS)
+    starts = np.unique(np.arange(len(keep)) * width // len(keep), return_index=True)[1]
+    ends = keep[np.append(starts[1:], len(keep)) - 1]
+    cv_floor = series.values["cv_floor"][:, keep]
+    means = {name: _bucket_means(series.values[name][:, keep], starts) for name in ("cv_floor", "skip_share")}
+    peak = np.where(np.isfinite(cv_floor), cv_floor, -np.inf).max(axis=0)
+    worst = np.maximum.reduceat(peak, starts)
+    meta = {
+        "run": run_id,
+        "layers": len(cv_floor),
+        "step": int(series.step[ends[-1]]),
+        "at_s": float(series.at_s[ends[-1]]),
+        "first_step": int(series.step[keep[0]]),
+        "marks": marks(session, run_id, series.step[ends], series.attempt_no[ends], series=series),
+    }
+    content = frames.payload(
+        {
+            **means,
+            "worst": np.where(np.isfinite(worst), worst, np.nan).astype(np.float32),
+            "middle": _median_known(means["cv_floor"]),
+            "steps": series.step[ends].astype(np.float64),
+            "at_s": series.at_s[ends],
+        }
+    )
+    return frames.tag(content, meta), frames.pack("layers", meta, content)
+
+
+def _bucket_means(values: NDArray[np.float32], starts: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Means [L, C] of what is known of values [L, N] over buckets that begin at `starts`; NaN where nothing is."""
+    known = np.isfinite(values)
+    count = np.add.reduceat(known.astype(np.float32), starts, axis=1)
+    total = np.add.reduceat(np.where(known, values, np.float32(0)), starts, axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def _median_known(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Medians [C] over the layers of values [L, C] that are known; NaN where none is."""
+    ordered = np.sort(values, axis=0)  # NaN last
+    count = np.isfinite(values).sum(axis=0)
+    low, high = np.maximum((count - 1) // 2, 0), np.minimum(count // 2, len(values) - 1)
+    columns = np.arange(values.shape[1])
+    return np.where(count > 0, (ordered[low, columns] + ordered[high, columns]) / 2, np.nan).astype(np.float32)
+
+
+def swings_frame(session: Session, live: Live, run_id: str, step: int | None = None) -> tuple[str, bytes] | None:
+    """How the loads of each layer repeat over the 64 steps up to a step, as (ETag, frame); None if there are none.
+
+    Arrays of L layers and K lags: autocorrelation f4 [L, K] at the lags 1 … K, NaN where nothing moved; period f4 [L],
+    the strongest one in steps. The head says how many `steps` there were.
+    """
+    run = live.run(run_id)
+    if step is not None:
+        window = experts.window(session, run_id, last=step, limit=HISTORY)
+    else:
+        window = list(run.window) if run else experts.recent(session, run_id, limit=HISTORY)
+    window = [one for one in window if one.shape == window[-1].shape]
+    if not window:
+        return None
+    last = window[-1]
+    counts = np.stack([one.counts[:, : last.shape.experts] for one in window]).astype(np.float32)
+    shares = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+    meta = {
+        "run": run_id,
+        "step": last.step,
+        "at_s": last.at_s,
+        "layers": last.shape.layers,
+        "experts": last.shape.experts,
+        "steps": len(window),
+    }
+    content = frames.payload(
+        {
+            "autocorrelation": autocorrelations(shares, LAGS).astype(np.float32),
+            "period": period_steps(shares).astype(np.float32),
+        }
+    )
+    return frames.tag(content, meta), frames.pack("swings", meta, content)

@@ -1,0 +1,108 @@
+"""All layers over time and how they swing, as frames from stored records: windows, marks, what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from controlplane.clock import ManualClock
+from controlplane.services import experts_over_time, frames, views_experts
+from controlplane.services.ingest import Ingest
+from controlplane.services.live import Live
+from controlplane.store.engine import Store
+from tests.services.batches import START, add_run, batch, expert
+
+SHIFT = 60
+
+
+@pytest.fixture
+def live(store: Store) -> Iterator[Live]:
+    """A run of 100 steps whose data change at step SHIFT and whose second attempt does steps 81 to 100."""
+    clock = ManualClock(START)
+    found = Live(store, clock)
+    ingest = Ingest(store, found, clock, group_s=0.0)
+    ingest.start()
+    add_run(store, attempts=[(1, ()), (2, ())])
+    for number, (attempt_no, steps) in enumerate(((1, range(1, 91)), (2, range(81, 101)))):
+        found.expect("run-1", attempt_no, 1)
+        records = tuple(expert(step, counts=counts_at(step), attempt_no=attempt_no) for step in steps)
+        ingest.submit(batch(number, experts=records), START).result(30)
+    ingest.stop()
+    yield found
+
+
+def counts_at(step: int) -> np.ndarray:
+    """[4, 17]: nearly even, layer 1 silent, layer 3 swinging every second step, layer 2 with skipped tokens."""
+    counts = np.random.default_rng(step).multinomial(4096, np.full(17, 1 / 17), size=4)
+    counts[:, 16] = (0, 0, 64, 0)
+    if step >= SHIFT:
+        counts[(0, 2), 5] += 4096
+    counts[3] = 200 + 100 * (-1) ** (step + np.arange(17))
+    counts[3, 16] = 0
+    counts[1] = 0
+    return counts
+
+
+def test_every_layer_over_time_with_its_marks(store: Store, live: Live) -> None:
+    with store.read() as session:
+        found = experts_over_time.layers_frame(session, "run-1", columns=1000)
+        raster = views_experts.raster_frame(session, "run-1", 0, columns=1000)
+        assert experts_over_time.layers_frame(session, "none") is None
+        assert experts_over_time.layers_frame(session, "run-1", first=500) is None
+    assert found is not None and raster is not None
+    head, arrays = frames.unpack(found[1])
+    assert (head["kind"], head["layers"], head["step"], head["first_step"]) == ("layers", 4, 100, 1)
+    assert arrays["cv_floor"].shape == (4, 100) and np.isnan(arrays["cv_floor"][1]).all()
+    assert arrays["skip_share"][2, 0] == pytest.approx(64 / counts_at(1)[2].sum())
+    assert arrays["steps"].tolist() == list(range(1, 101))
+    known = arrays["cv_floor"][[0, 2, 3]]
+    assert arrays["worst"] == pytest.approx(known.max(axis=0))
+    assert arrays["middle"] == pytest.approx(np.median(known, axis=0))
+    assert [(mark["kind"], mark["step"], mark["column"]) for mark in head["marks"]] == [
+        ("restart", 81, 80),
+        ("data", SHIFT, SHIFT - 1),
+    ]
+    assert frames.unpack(raster[1])[0]["marks"] == head["marks"]
+
+
+def test_a_column_is_a_mean_and_the_worst_is_never_averaged_away(store: Store, live: Live) -> None:
+    with store.read() as session:
+        fine = experts_over_time.layers_frame(session, "run-1", columns=1000)
+        coarse = experts_over_time.layers_frame(session, "run-1", columns=10)
+    assert fine is not None and coarse is not None
+    one, ten = frames.unpack(fine[1])[1], frames.unpack(coarse[1])[1]
+    assert ten["steps"].tolist() == list(range(10, 101, 10))
+    assert ten["cv_floor"][0] == pytest.approx(one["cv_floor"][0].reshape(10, 10).mean(axis=1))
+    assert ten["worst"] == pytest.approx(one["worst"].reshape(10, 10).max(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [({"steps": 30}, 71, 100), ({"last": 70, "steps": 20}, 51, 70), ({"first": 90, "last": 95}, 90, 95)],
+)
+def test_a_window_is_named_by_its_ends_or_by_its_length(
+    store: Store, live: Live, asked: dict[str, int], first: int, last: int
+) -> None:
+    with store.read() as session:
+        layers = experts_over_time.layers_frame(session, "run-1", **asked)
+        raster = views_experts.raster_frame(session, "run-1", 0, **asked)
+    for found in (layers, raster):
+        assert found is not None
+        steps = frames.unpack(found[1])[1]["steps"]
+        assert (steps[0], steps[-1]) == (first, last)
+
+
+@pytest.mark.parametrize("step", [None, 70])
+def test_a_layer_that_swings_shows_its_period(store: Store, live: Live, step: int | None) -> None:
+    with store.read() as session:
+        found = experts_over_time.swings_frame(session, live, "run-1", step)
+        assert experts_over_time.swings_frame(session, live, "none") is None
+    assert found is not None
+    head, arrays = frames.unpack(found[1])
+    assert (head["step"], head["steps"], head["layers"]) == (step or 100, 64, 4)
+    assert arrays["autocorrelation"].shape == (4, experts_over_time.LAGS)
+    assert arrays["period"][3] == pytest.approx(2.0)
+    assert arrays["autocorrelation"][3, 0] < -0.9 and arrays["autocorrelation"][3, 1] > 0.9
+    assert np.isnan(arrays["autocorrelation"][1]).all(), "a layer that says nothing is not calm"
