@@ -147,6 +147,13 @@ def advance(session: Session, run: Run, attempt: Attempt, move: Advance, *, now:
         tell(session, run, move.sentence, kind=f"attempt_{move.state}", now=now, attempt_no=attempt.no, level=level)
 
 
+def _take_wish(session: Session, run: Run, now: float) -> None:
+    """The wish is done with: written after it, though it may be younger than this round's `now` and another's clock."""
+    wish = runs.latest_wish(session, run.id)
+    taken_s = now if wish is None else max(now, wish.at_s + 0.001)
+    events.add(session, at_s=taken_s, kind=runs.WISH_DONE, sentence="", run_id=run.id, data={"hidden": True})
+
+
 def decide(
     session: Session, run: Run, attempt: Attempt | None, move: Decide, *, now: float, share: float = QUARANTINE_SHARE
 ) -> None:
@@ -160,7 +167,7 @@ def decide(
     number = attempt.no if attempt else None
     tell(session, run, choice.reason, kind="decided", now=now, attempt_no=number, lane="rule", decision=decision)
     if choice.person:
-        events.add(session, at_s=now, kind=runs.WISH_DONE, sentence="", run_id=run.id, data={"hidden": True})
+        _take_wish(session, run, now)
     if choice.mode != "act":
         return
     runs.move_decision(decision, "executing", now=now)

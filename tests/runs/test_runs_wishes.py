@@ -130,3 +130,18 @@ def test_a_restart_from_scratch_after_a_pause_is_stopped_and_a_person_is_asked(p
     (event,) = pilot.events(run_id, "attempt_astray")
     assert event.sentence == "Attempt 2 began with step 1; it had to begin with 21."
     assert ("kill", f"{run_id}-2") in pilot.backend.calls
+
+
+def test_a_wish_that_a_later_clock_wrote_is_taken_up_once(pilot: Pilot) -> None:
+    run_id = pilot.started()
+    # a person asks while a round is under way, whose moment is older; or by a server whose clock is ahead
+    service.restart(pilot.store, run_id, actor="ada", now=pilot.clock.now() + 2.0)
+    pilot.backend.attempts[f"{run_id}-1"].stuck = True
+    pilot.round(0.1)
+    pilot.round(0.1)
+    pilot.backend.attempts[f"{run_id}-1"].stuck = False
+    pilot.end(run_id, "failed", **{"class": "saved", "code": 75})
+    for _ in range(3):
+        pilot.round(0.1)
+    assert len(pilot.decisions(run_id)) == 1
+    assert [one.state for one in pilot.attempts(run_id)][0] == "superseded" and len(pilot.attempts(run_id)) == 2
