@@ -7,6 +7,7 @@ beyond construction; `agents.wire` carries these values, `agents.rules` judges t
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,11 @@ UNKNOWN: int = -(2**63)
 Severity = Literal["warning", "error", "critical"]
 Action = Literal["alert", "drain", "restart", "rma"]
 FaultState = Literal["firing", "clear"]
+
+LAYER_FACTS = ("z_loss", "margin", "dropped_share")
+"""What may be told of a step's layers beside their counts: mean squared log-sum-exp of the router's logits; mean
+distance from the last chosen score to the first one not chosen; share of token copies that an expert's capacity
+dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +270,11 @@ class ExpertRecord:
 
     Slots from `experts` on are skip slots. `tokens` is the number of routed tokens that the counts stand for, a layer.
     `dropped` counts the ranks' records that the node's agent came too late for since the record before.
+
+    What may be unknown: `start_bias` 0, `route_mismatch` NaN (share of choices unlike the rollout's, mean over ranks),
+    `facts` empty (float32 [3, layers], LAYER_FACTS, means over ranks), `spread` empty. That is
+    float64 [2, layers]: between this node's ranks, the sum of squares of the experts' counts about their mean, and how
+    many ranks routed in the layer; told every few seconds only.
     """
 
     run_id: str
@@ -280,6 +291,13 @@ class ExpertRecord:
     dropped: int
     counts: array[int]
     bias: array[float]
+    expert_parallel: int = 1
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    start_bias: int = 0
+    route_mismatch: float = math.nan
+    facts: array[float] = field(default_factory=lambda: array("f"))
+    spread: array[float] = field(default_factory=lambda: array("d"))
 
 
 @dataclass(frozen=True, slots=True)

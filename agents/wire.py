@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from agents.readings import (
+    LAYER_FACTS,
     ExpertRecord,
     Fault,
     GpuFacts,
@@ -203,6 +204,7 @@ def _plain(record: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in fields(record) if f.name not in without}
 
 
+_EXPERT_ARRAYS = ("counts", "bias", "facts", "spread")
 _ENCODED = (*COLUMNS, "facts", "users", "faults", "kernel", "experts", "steps", "heartbeats")
 
 
@@ -217,7 +219,7 @@ def encode(batch: Batch) -> bytes:
         "faults": [_plain(fault) for fault in batch.faults],
         "kernel": [_plain(line) for line in batch.kernel],
         "experts": [
-            {**_plain(e, ("counts", "bias")), "counts": writer.put(e.counts), "bias": writer.put(e.bias)}
+            {**_plain(e, _EXPERT_ARRAYS), **{name: writer.put(getattr(e, name)) for name in _EXPERT_ARRAYS}}
             for e in batch.experts
         ],
         "steps": [_plain(step) for step in batch.steps],
@@ -269,7 +271,10 @@ def _get_facts(found: dict[str, Any] | None) -> NodeFacts | None:
 def _get_expert(reader: _Reader, found: dict[str, Any]) -> ExpertRecord:
     items = found["layers"] * found["slots"]
     counts, bias = reader.get(found["counts"], "I", items), reader.get(found["bias"], "f", items)
-    return ExpertRecord(**{**found, "counts": counts, "bias": bias})
+    facts, spread = reader.get(found["facts"], "f"), reader.get(found["spread"], "d")
+    if len(facts) not in (0, len(LAYER_FACTS) * found["layers"]) or len(spread) not in (0, 2 * found["layers"]):
+        raise WireError("malformed", "a record's facts and spread have rows of its layers, or are empty")
+    return ExpertRecord(**{**found, "counts": counts, "bias": bias, "facts": facts, "spread": spread})
 
 
 def _build(head: dict[str, Any], reader: _Reader) -> Batch:

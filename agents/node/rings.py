@@ -8,12 +8,14 @@ agent neither repeats nor skips records.
 from __future__ import annotations
 
 import contextlib
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agents.node import rank_sums
 from agents.probe.ring import RingError, RingMeta, RingReader, RingRecord
 from agents.readings import ExpertRecord, HeartbeatFile, StepRecord
 
@@ -21,6 +23,7 @@ WAIT_FOR_RANKS_S = 1.0
 RATE_WINDOW_S, LONGEST_RATE_WINDOW_S = 4.0, 120.0
 STEPS_IN_RATE_WINDOW = 2.5
 LONGEST_HEARTBEAT = 64 << 10
+SPREAD_EVERY_S = 2.0
 KEEP_DEAD_S = 300.0
 """How long the ring of a dead trainer stays, for whoever wants to look at it."""
 
@@ -91,6 +94,7 @@ class RuntimeDirectory:
         self._step_seconds = 0.0
         self.missed = 0
         self._missed_told = 0
+        self._spread_s: dict[tuple[str, int], float] = {}
         self.broken: dict[str, str] = {}
 
     def look_around(self) -> None:
@@ -236,12 +240,22 @@ class RuntimeDirectory:
             if len(waiting.records) < wanted and now_s - waiting.seen_s < WAIT_FOR_RANKS_S:
                 continue
             del self._steps[step_key]
-            yield self._expert_record(step, waiting.records)
+            yield self._expert_record(step, waiting.records, self._spread_due(attempt, now_s))
 
-    def _expert_record(self, step: int, found: dict[int, tuple[RingMeta, RingRecord]]) -> ExpertRecord:
-        """The sum over ranks of one shape, the lowest rank's: a stage of a pipeline has layers of its own."""
+    def _spread_due(self, attempt: tuple[str, int], now_s: float) -> bool:
+        """Whether the spread between ranks is told with this step: it costs, and a sample in a while is enough."""
+        due = now_s - self._spread_s.get(attempt, -SPREAD_EVERY_S) >= SPREAD_EVERY_S
+        if due:
+            self._spread_s[attempt] = now_s
+        return due
+
+    def _expert_record(
+        self, step: int, found: dict[int, tuple[RingMeta, RingRecord]], with_spread: bool
+    ) -> ExpertRecord:
+        """The sum over ranks of one shape, the lowest rank's."""
         meta = found[min(found)][0]
-        records = [record for other, record in found.values() if other.array_bytes == meta.array_bytes]
+        records = [found[rank][1] for rank in sorted(found) if found[rank][0].array_bytes == meta.array_bytes]
+        told = [record.route_mismatch for record in records if not math.isnan(record.route_mismatch)]
         dropped, self._missed_told = self.missed - self._missed_told, self.missed
         return ExpertRecord(
             run_id=meta.run_id,
@@ -256,16 +270,13 @@ class RuntimeDirectory:
             top_k=meta.top_k,
             tokens=sum(record.routed for record in records),
             dropped=dropped,
-            counts=array("I", summed([record.counts for record in records])),
-            bias=array("f", found[min(found)][1].bias),
+            counts=array("I", rank_sums.summed([record.counts for record in records])),
+            bias=rank_sums.joined_bias([record.bias for record in records], meta.layers),
+            expert_parallel=meta.expert_parallel,
+            tensor_parallel=meta.tensor_parallel,
+            pipeline_parallel=meta.pipeline_parallel,
+            start_bias=meta.start_bias,
+            route_mismatch=sum(told) / len(told) if told else math.nan,
+            facts=rank_sums.mean_facts([record.facts for record in records if record.facts]),
+            spread=rank_sums.spread([record.counts for record in records], meta) if with_spread else array("d"),
         )
-
-
-def summed(counts: list[bytes]) -> bytes:
-    """Adds uint32 arrays elementwise as single large integers: no sum of a step's tokens reaches 2^32, so no element
-    carries into the next. Native little-endian, as the ring is."""
-    if len(counts) == 1:
-        return counts[0]
-    size = len(counts[0])
-    total = sum(int.from_bytes(part, "little") for part in counts)
-    return total.to_bytes(size + 8, "little")[:size]

@@ -20,7 +20,8 @@ from agents.probe.wake import Waker
 log = logging.getLogger("trimtab.probe")
 
 
-def _meta(env: Mapping[str, str], layers: int, slots: int, experts: int, top_k: int) -> RingMeta:
+def _meta(env: Mapping[str, str], shape: tuple[int, int, int, int], **layout: int) -> RingMeta:
+    layers, slots, experts, top_k = shape
     return RingMeta(
         run_id=env.get("TRIMTAB_RUN_ID", "local"),
         attempt_no=int(env.get("TRIMTAB_ATTEMPT", "1")),
@@ -34,6 +35,7 @@ def _meta(env: Mapping[str, str], layers: int, slots: int, experts: int, top_k: 
         pid=os.getpid(),
         local_world=int(env.get("LOCAL_WORLD_SIZE", "1")),
         created_ns=time.time_ns(),
+        **layout,
     )
 
 
@@ -41,12 +43,26 @@ class Probe:
     """Writes already counted loads: counts uint32 and biases float32, both [layers, slots], C-contiguous, in anything
     that offers the buffer protocol (a NumPy array; a CPU tensor's `.numpy()`).
 
+    experts and top_k are the router's; `expert_parallel`, `tensor_parallel` and `pipeline_parallel` the sizes of the
+    trainer's groups, so that a load can be told of a rank; start_bias: ring.RingMeta. Every rank writes, also one whose
+    counts another tells already: such a rank writes zeros.
+
     Without TRIMTAB_HEARTBEAT_DIR it does nothing, so a trainer may keep the call in every run; the same if the ring
     cannot be made there. `dropped` counts the steps that could not be recorded.
     """
 
     def __init__(
-        self, *, layers: int, slots: int, experts: int, top_k: int, env: Mapping[str, str] | None = None
+        self,
+        *,
+        layers: int,
+        slots: int,
+        experts: int,
+        top_k: int,
+        env: Mapping[str, str] | None = None,
+        expert_parallel: int = 1,
+        tensor_parallel: int = 1,
+        pipeline_parallel: int = 1,
+        start_bias: int = 0,
     ) -> None:
         values = os.environ if env is None else env
         self.dropped = 0
@@ -57,7 +73,14 @@ class Probe:
             return
         folder = Path(directory)
         try:
-            meta = _meta(values, layers, slots, experts, top_k)
+            meta = _meta(
+                values,
+                (layers, slots, experts, top_k),
+                expert_parallel=expert_parallel,
+                tensor_parallel=tensor_parallel,
+                pipeline_parallel=pipeline_parallel,
+                start_bias=start_bias,
+            )
             folder.mkdir(parents=True, exist_ok=True)
             self._ring = RingWriter(folder / f"ring-rank-{meta.rank}.bin", meta)
             # runtime directory/attempts/attempt name: the agent listens at the top
@@ -83,13 +106,20 @@ class Probe:
         learning_rate: float = float("nan"),
         tokens: int = 0,
         data_position: int = 0,
+        route_mismatch: float = float("nan"),
+        facts: Any = None,
     ) -> None:
-        """One step. `routed` is the number of tokens that each layer routed on this rank (top-k counted once)."""
+        """One step. `routed` is the number of tokens that each layer routed on this rank (top-k counted once);
+        `route_mismatch` the share of (token, layer) choices that differ from the rollout's (reinforcement learning);
+        `facts` float32 [len(readings.LAYER_FACTS), layers], NaN where unknown."""
         if self._ring is None:
             return
-        values = (step, time.time(), loss, grad_norm, step_seconds, learning_rate, tokens, data_position, routed)
+        values = (
+            *(step, time.time(), loss, grad_norm, step_seconds, learning_rate),
+            *(tokens, data_position, routed, route_mismatch),
+        )
         try:
-            self._ring.write(values, counts, bias)
+            self._ring.write(values, counts, bias, facts)
         except (TypeError, ValueError, struct.error) as error:
             self.drop(step, error)
         if self._waker is not None:

@@ -4,13 +4,14 @@ Each slot carries a sequence word (a seqlock): odd while it is being written, 2 
 reader copies a slot that was whole and takes the copy only if the word is still the same after it. When the reader is
 slow or gone the writer goes round and the reader counts what it missed. The writer holds an exclusive flock on the file
 for as long as its process lives, so a reader knows a dead trainer from a slow one without trusting a process id, which
-may belong to another namespace or be in use again. Standard library only; one writer a file.
+may belong to another namespace or be in use again. Nothing but the standard library; one writer a file.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import mmap
 import os
 import struct
@@ -19,7 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-MAGIC = b"TTRING1\n"
+from agents.readings import LAYER_FACTS
+
+MAGIC = b"TTRING2\n"
 PAGE = 4096
 SLOTS = 64
 _HEAD = struct.Struct("<8sIIQ")  # magic, slots, slot bytes, records written
@@ -28,8 +31,9 @@ _WRITTEN_AT = 16
 _LENGTH = struct.Struct("<I")
 _META_AT = 64
 _SEQUENCE = struct.Struct("<Q")
-# sequence, step, wall s, loss, gradient norm, seconds, learning rate, tokens, data position, routed tokens a layer
-RECORD = struct.Struct("<QqdddddqqQ")
+# sequence, step, wall s, loss, gradient norm, seconds, learning rate, tokens, data position, routed tokens a layer,
+# share of routes that differ from the rollout's
+RECORD = struct.Struct("<QqdddddqqQd")
 
 
 class RingError(Exception):
@@ -38,7 +42,12 @@ class RingError(Exception):
 
 @dataclass(frozen=True)
 class RingMeta:
-    """Whose records a ring holds, and their shape. `created_ns` tells a ring from a later one of the same name."""
+    """Whose records a ring holds, and their shape. `created_ns` tells a ring from a later one of the same name.
+
+    A pipeline's stages all write the whole model's shape, rows of NaN biases where a layer is another stage's. The
+    three `…_parallel` are sizes of the trainer's groups, 1 without. `start_bias` is the head of the SHA-256 of the
+    biases at the trainer's start, 0 if it does not know.
+    """
 
     run_id: str
     attempt_no: int
@@ -52,16 +61,31 @@ class RingMeta:
     pid: int
     local_world: int = 1
     created_ns: int = 0
+    expert_parallel: int = 1
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    start_bias: int = 0
 
     @property
     def array_bytes(self) -> int:
         """Of counts or of biases: four bytes each."""
         return self.layers * self.slots * 4
 
+    @property
+    def facts_bytes(self) -> int:
+        """Of the layers' facts: four bytes each."""
+        return len(LAYER_FACTS) * self.layers * 4
+
+    @property
+    def record_bytes(self) -> int:
+        """Of one whole record."""
+        return RECORD.size + 2 * self.array_bytes + self.facts_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class RingRecord:
-    """One optimizer step as the trainer wrote it; counts are uint32 and biases float32 bytes of [layers, slots]."""
+    """One optimizer step as the trainer wrote it; counts are uint32 and biases float32 bytes of [layers, slots], facts
+    float32 of [len(LAYER_FACTS), layers], NaN where unknown; all of them empty if none is known."""
 
     step: int
     at_s: float
@@ -72,8 +96,10 @@ class RingRecord:
     tokens: int
     data_position: int
     routed: int
+    route_mismatch: float
     counts: bytes
     bias: bytes
+    facts: bytes = b""
 
 
 class RingWriter:
@@ -87,7 +113,8 @@ class RingWriter:
     def __init__(self, path: Path, meta: RingMeta, slots: int = SLOTS) -> None:
         self.meta, self.slots = meta, slots
         self.array_bytes = meta.array_bytes
-        self.slot_bytes = (RECORD.size + 2 * self.array_bytes + 63) // 64 * 64
+        self._no_facts = struct.pack("<f", math.nan) * (meta.facts_bytes // 4)
+        self.slot_bytes = (meta.record_bytes + 63) // 64 * 64
         text = json.dumps(asdict(meta)).encode()
         if len(text) > PAGE - _META_AT - _LENGTH.size:
             raise RingError("the ring's description does not fit its page")
@@ -102,17 +129,19 @@ class RingWriter:
         self._view = memoryview(self._map)
         self.written = 0
 
-    def write(self, values: tuple[Any, ...], counts: Any, bias: Any) -> None:
+    def write(self, values: tuple[Any, ...], counts: Any, bias: Any, facts: Any = None) -> None:
         """Writes one record. `values` are RECORD's fields after the sequence; counts and bias offer the buffer protocol
-        with exactly `array_bytes` bytes each, C-contiguous; anything else is a TypeError, ValueError or struct.error
-        and leaves a slot that no reader takes."""
+        with exactly `array_bytes` bytes each, facts with `facts_bytes`, C-contiguous; anything else is a TypeError,
+        ValueError or struct.error and leaves a slot that no reader takes."""
         number, view = self.written, self._view
         at = PAGE + (number % self.slots) * self.slot_bytes
         _SEQUENCE.pack_into(view, at, 2 * number + 1)
         RECORD.pack_into(view, at, 2 * number + 1, *values)
         start = at + RECORD.size
-        view[start : start + self.array_bytes] = memoryview(counts).cast("B")
-        view[start + self.array_bytes : start + 2 * self.array_bytes] = memoryview(bias).cast("B")
+        middle, end = start + self.array_bytes, start + 2 * self.array_bytes
+        view[start:middle] = memoryview(counts).cast("B")
+        view[middle:end] = memoryview(bias).cast("B")
+        view[end : end + len(self._no_facts)] = self._no_facts if facts is None else memoryview(facts).cast("B")
         _SEQUENCE.pack_into(view, at, 2 * number + 2)
         self.written = number + 1
         _WRITTEN.pack_into(view, _WRITTEN_AT, self.written)
@@ -151,8 +180,9 @@ class RingReader:
         if not all(isinstance(size, int) and size > 0 for size in shape):
             raise RingError(f"{name} holds records of an impossible shape {shape}")
         self.array_bytes = self.meta.array_bytes
+        self._no_facts = struct.pack("<f", math.nan) * (self.meta.facts_bytes // 4)
         size = os.fstat(self._file).st_size
-        if self.slot_bytes < RECORD.size + 2 * self.array_bytes or size < PAGE + self.slots * self.slot_bytes:
+        if self.slot_bytes < self.meta.record_bytes or size < PAGE + self.slots * self.slot_bytes:
             raise RingError(f"{name} is shorter than it says")
         if self.slots < 1:
             raise RingError(f"{name} has no slots")
@@ -190,15 +220,18 @@ class RingReader:
 
     def _take(self, number: int) -> RingRecord | None:
         at = PAGE + (number % self.slots) * self.slot_bytes
-        body = self._at(at, RECORD.size + 2 * self.array_bytes)
+        body = self._at(at, self.meta.record_bytes)
         # the record was whole before the copy began and its word only grows, so the word after the copy settles it
         after = self._at(at, _SEQUENCE.size)
-        if after != _SEQUENCE.pack(2 * number + 2) or len(body) < RECORD.size + 2 * self.array_bytes:
+        if after != _SEQUENCE.pack(2 * number + 2) or len(body) < self.meta.record_bytes:
             return None
-        _, step, at_s, loss, norm, seconds, rate, tokens, position, routed = RECORD.unpack_from(body)
-        start = RECORD.size
-        counts, bias = body[start : start + self.array_bytes], body[start + self.array_bytes :]
-        return RingRecord(step, at_s, loss, norm, seconds, rate, tokens, position, routed, counts, bias)
+        _, step, at_s, loss, norm, seconds, rate, tokens, position, routed, mismatch = RECORD.unpack_from(body)
+        start, middle = RECORD.size, RECORD.size + self.array_bytes
+        end = middle + self.array_bytes
+        facts = body[end:]
+        known = b"" if facts == self._no_facts else facts
+        arrays = body[start:middle], body[middle:end], known
+        return RingRecord(step, at_s, loss, norm, seconds, rate, tokens, position, routed, mismatch, *arrays)
 
     def close(self) -> None:
         """Lets go of the file; nothing can be read after it."""

@@ -71,6 +71,24 @@ def sampling_floor(tokens: ArrayLike, experts: int, top_k: int) -> Floats:
     return np.asarray(np.where(routed > 0, floor, np.nan), dtype=np.float64)
 
 
+def design_effect(counts: ArrayLike, squares: ArrayLike, freedom: ArrayLike, ranks: ArrayLike, top_k: int) -> Floats:
+    """How much more a layer's counts vary between ranks than independent tokens would: [L], 1 is independent.
+
+    counts [L, E] are the sums over `ranks` [L] ranks, `squares` [L] the sum over ranks and experts of squared distances
+    from the mean rank, `freedom` [L] its degrees of freedom. Independent tokens give a rank's count of an expert a
+    variance of T·q·(1 − q), T its tokens and q = K·share the expert's chance (Kish 1965, "design effect": the ratio of
+    the variances with and without clustering). NaN where there is no second rank or nothing was routed.
+    """
+    counted, members = np.asarray(counts, dtype=np.float64), np.asarray(ranks, dtype=np.float64)
+    free = np.asarray(freedom, dtype=np.float64)
+    routed = counted.sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        chance = np.clip(top_k * counted / routed[..., None], 0.0, 1.0)
+        expected = routed / (top_k * members) * (chance * (1 - chance)).sum(axis=-1)
+        found = np.asarray(squares, dtype=np.float64) / (free * expected)
+    return np.asarray(np.where((free > 0) & (expected > 0), found, np.nan), dtype=np.float64)
+
+
 def maxvio_floor(floor_cv: ArrayLike, experts: int) -> Floats:
     """MaxVio that perfect balance still shows: about CV₀·√(2 ln E), the expected maximum of E near-normal loads."""
     return np.asarray(np.asarray(floor_cv, dtype=np.float64) * np.sqrt(2 * np.log(experts)), dtype=np.float64)

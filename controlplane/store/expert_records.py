@@ -5,13 +5,15 @@ Shapes: L layers, X slots of which the first `experts` are experts and the rest 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.readings import ExpertRecord
+from agents.readings import LAYER_FACTS, ExpertRecord
 from controlplane.rules.experts import layer_statistics
 from controlplane.store import arrays
 from controlplane.store.codec import COLUMNS, RAW, CodecError, decode_column, encode_column
@@ -19,10 +21,15 @@ from controlplane.store.compression import FAST, SMALL, compress, decompress
 
 Counts = NDArray[np.uint32]
 Float32 = NDArray[np.float32]
+Matrices = tuple[Counts, Float32]
 
-STATISTICS = ("maxvio", "cv", "cv_floor", "effective", "dead_count", "skip_share")
+STATISTICS = ("maxvio", "cv", "cv_floor", "effective", "dead_count", "skip_share", "gini", "bias_spread")
 """The statistics a layer that are stored beside the counts; controlplane.rules.experts says what they mean."""
-_PLAIN = ("step", "at_s", "ranks", "tokens", "dropped")
+_SPREAD = ("spread_squares", "spread_freedom", "spread_ranks")
+OF_LAYERS = (*STATISTICS, *_SPREAD, *LAYER_FACTS)
+"""All that is stored a layer: [L, S] in a chunk, NaN where unknown."""
+_LAYOUT = ("expert_parallel", "tensor_parallel", "pipeline_parallel")
+_PLAIN = ("step", "at_s", "ranks", "tokens", "dropped", "start_bias", "route_mismatch", *_LAYOUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +43,26 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """How far ranks lie apart: of each layer [L] the sum of squares of the experts' counts about their mean over the
+    ranks (or over groups of ranks, each weighing as many), its degrees of freedom, and how many ranks routed."""
+
+    squares: NDArray[np.float64]
+    freedom: NDArray[np.float64]
+    ranks: NDArray[np.float64]
+
+    def stacked(self) -> NDArray[np.float64]:
+        """[3, L]"""
+        return np.stack([self.squares, self.freedom, self.ranks])
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertStep:
-    """One optimizer step, summed over `ranks` ranks: counts and biases [L, X]."""
+    """One optimizer step, summed over `ranks` ranks: counts and biases [L, X].
+
+    `layout` are the sizes of the expert-, tensor- and pipeline-parallel groups; start_bias, route_mismatch and facts
+    [3, L] as in agents.readings.ExpertRecord.
+    """
 
     run_id: str
     attempt_no: int
@@ -49,6 +74,16 @@ class ExpertStep:
     shape: Shape
     counts: Counts
     bias: Float32
+    layout: tuple[int, int, int] = (1, 1, 1)
+    start_bias: int = 0
+    route_mismatch: float = math.nan
+    facts: Float32 | None = None
+    spread: Spread | None = None
+
+    @property
+    def expert_parallel(self) -> int:
+        """Over how many ranks the experts of a layer are laid out, in blocks; 1: every rank holds them all."""
+        return self.layout[0]
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -73,14 +108,35 @@ class ExpertStep:
             shape=shape,
             counts=np.array(record.counts, np.uint32).reshape(shape.layers, shape.slots),
             bias=np.array(record.bias, np.float32).reshape(shape.layers, shape.slots),
+            layout=(record.expert_parallel, record.tensor_parallel, record.pipeline_parallel),
+            start_bias=record.start_bias,
+            route_mismatch=record.route_mismatch,
+            facts=_facts(np.array(record.facts, np.float32), shape.layers),
+            spread=_spread(np.array(record.spread, np.float64), shape.layers),
         )
 
 
+def _facts(flat: Float32, layers: int) -> Float32 | None:
+    return flat.reshape(len(LAYER_FACTS), layers) if len(flat) else None
+
+
+def _spread(flat: NDArray[np.float64], layers: int) -> Spread | None:
+    if not len(flat):
+        return None
+    squares, ranks = flat.reshape(2, layers)
+    return Spread(squares, np.maximum(ranks - 1, 0), ranks)
+
+
 def summed(parts: Sequence[ExpertStep]) -> ExpertStep:
-    """One step over all its parts. Biases are the same on every rank; the newest part's are kept."""
+    """One step over all its parts. Biases are the same on every rank: the newest part's are kept, and in layers that it
+    does not hold (NaN, another stage of a pipeline) another's."""
     if len(parts) == 1:
         return parts[0]
     newest = max(parts, key=lambda part: part.at_s)
+    bias = newest.bias
+    for part in parts:
+        bias = np.where(np.isnan(bias), part.bias, bias)
+    mismatches = [part.route_mismatch for part in parts if not math.isnan(part.route_mismatch)]
     counts = np.sum([part.counts for part in parts], axis=0, dtype=np.uint64)
     return ExpertStep(
         run_id=newest.run_id,
@@ -92,40 +148,93 @@ def summed(parts: Sequence[ExpertStep]) -> ExpertStep:
         dropped=sum(part.dropped for part in parts),
         shape=newest.shape,
         counts=np.minimum(counts, np.iinfo(np.uint32).max).astype(np.uint32),
-        bias=newest.bias,
+        bias=bias,
+        layout=newest.layout,
+        start_bias=newest.start_bias,
+        route_mismatch=sum(mismatches) / len(mismatches) if mismatches else math.nan,
+        facts=_mean_facts([part.facts for part in parts if part.facts is not None]),
+        spread=_joined_spread(parts),
+    )
+
+
+def _mean_facts(told: Sequence[Float32]) -> Float32 | None:
+    """Each value's mean over the parts that know it."""
+    if not told:
+        return None
+    values = np.stack(told)
+    known = np.isfinite(values).sum(axis=0)
+    mean: Float32 = np.where(known > 0, np.nansum(values, axis=0) / np.maximum(known, 1), np.nan).astype(np.float32)
+    return mean
+
+
+def _joined_spread(parts: Sequence[ExpertStep]) -> Spread:
+    """The spread over all ranks: within the parts, as far as they told it, and between them.
+
+    Between: Σ over parts and experts of R·(c ÷ R − m)², R a part's ranks, c its count and m the mean a rank: where
+    ranks are alike each degree of freedom is worth as much there as within a part. A part without tokens in a layer
+    (another stage of a pipeline) has no say in it.
+    """
+    experts = parts[0].shape.experts
+    counts = np.stack([part.counts[:, :experts] for part in parts]).astype(np.float64)
+    routed = np.asarray(counts.any(axis=-1))
+    ranks = np.stack(
+        [
+            part.spread.ranks if part.spread is not None else part.ranks * routed[index]
+            for index, part in enumerate(parts)
+        ]
+    ).astype(np.float64)
+    total = ranks.sum(axis=0)
+    each = counts / np.maximum(ranks, 1)[..., None]
+    mean = counts.sum(axis=0) / np.maximum(total, 1)[:, None]
+    squares = (ranks[..., None] * (each - mean) ** 2).sum(axis=(0, 2))
+    told = [part.spread for part in parts if part.spread is not None]
+    return Spread(
+        np.sum([squares, *(one.squares for one in told)], axis=0),
+        np.sum([np.maximum(routed.sum(axis=0) - 1.0, 0.0), *(one.freedom for one in told)], axis=0),
+        total,
     )
 
 
 def pack_part(part: ExpertStep) -> bytes:
     """One node's part of a step, until the others are there."""
     shape = part.shape
-    numbers = [part.ranks, part.tokens, part.dropped, shape.experts, shape.top_k]
-    return arrays.pack(
-        {
-            "numbers": np.array(numbers, np.int64),
-            "at_s": np.array([part.at_s]),
-            "counts": part.counts,
-            "bias": part.bias,
-        }
-    )
+    numbers = [part.ranks, part.tokens, part.dropped, shape.experts, shape.top_k, *part.layout]
+    packed: dict[str, NDArray[Any]] = {
+        "numbers": np.array(numbers, np.int64),
+        "start_bias": np.array([part.start_bias], np.uint64),
+        "at_s": np.array([part.at_s, part.route_mismatch]),
+        "counts": part.counts,
+        "bias": part.bias,
+    }
+    if part.facts is not None:
+        packed["facts"] = part.facts
+    if part.spread is not None:
+        packed["spread"] = part.spread.stacked()
+    return arrays.pack(packed)
 
 
 def unpack_part(run_id: str, attempt_no: int, step: int, blob: bytes) -> ExpertStep:
     """A part that was packed."""
     found = arrays.Arrays(blob)
-    ranks, tokens, dropped, experts, top_k = (int(number) for number in found["numbers"])
+    ranks, tokens, dropped, experts, top_k, *layout = (int(number) for number in found["numbers"])
     counts = found["counts"]
+    at_s, route_mismatch = found["at_s"].tolist()
     return ExpertStep(
         run_id=run_id,
         attempt_no=attempt_no,
         step=step,
-        at_s=float(found["at_s"][0]),
+        at_s=at_s,
         ranks=ranks,
         tokens=tokens,
         dropped=dropped,
         shape=Shape(counts.shape[0], counts.shape[1], experts, top_k),
         counts=counts,
         bias=found["bias"],
+        layout=(layout[0], layout[1], layout[2]),
+        start_bias=int(found["start_bias"][0]),
+        route_mismatch=route_mismatch,
+        facts=found["facts"] if "facts" in found else None,  # noqa: SIM401 - a bundle has no get
+        spread=Spread(*found["spread"]) if "spread" in found else None,
     )
 
 
@@ -150,18 +259,46 @@ def encode_steps(steps: Sequence[ExpertStep]) -> Coded:
     shape = steps[0].shape
     with np.errstate(invalid="ignore", over="ignore"):  # a bias that diverged is infinite, and its statistics unknown
         found = layer_statistics(counts, bias, shape.experts, shape.top_k)
-    stats = {
+    stats: dict[str, NDArray[Any]] = {
         "step": np.array([step.step for step in steps], np.int64),
         "at_s": np.array([step.at_s for step in steps]),
         "ranks": np.array([step.ranks for step in steps], np.int64),
         "tokens": np.array([step.tokens for step in steps], np.int64),
         "dropped": np.array([step.dropped for step in steps], np.int64),
+        "start_bias": np.array([step.start_bias for step in steps], np.uint64),
+        "route_mismatch": np.array([step.route_mismatch for step in steps], np.float32),
         "floor_cv": found.floor_cv.astype(np.float32),
     }
+    for name, sizes in zip(_LAYOUT, zip(*(step.layout for step in steps), strict=True), strict=True):
+        stats[name] = np.array(sizes, np.int64)
+    unknown = np.full((len(LAYER_FACTS), shape.layers), np.nan, np.float32)
+    facts = np.stack([unknown if step.facts is None else step.facts for step in steps], axis=-1)
+    none = np.zeros((len(_SPREAD), shape.layers))
+    spreads = np.stack([none if step.spread is None else step.spread.stacked() for step in steps], axis=-1)
+    stats |= dict(zip((*LAYER_FACTS, *_SPREAD), np.concatenate([facts, spreads.astype(np.float32)]), strict=True))
     for name in STATISTICS:
         stats[name] = getattr(found, name).T.astype(np.float32)
     blob = compress(counts.astype("<u4").tobytes() + bias.astype("<f4").tobytes(), FAST)
     return Coded(RAW, blob, arrays.pack(stats))
+
+
+def read_steps(
+    run_id: str, attempt_no: int, shape: Shape, stats: arrays.Arrays, matrices: Matrices
+) -> list[ExpertStep]:
+    """The steps of a chunk from its statistics and its counts and biases [S, L, X]."""
+    known = {name: stats[name] for name in (*_PLAIN, *LAYER_FACTS, *_SPREAD)}
+    plain = zip(*(known[name].tolist() for name in _PLAIN), strict=True)
+    facts = np.stack([known[name] for name in LAYER_FACTS])
+    spreads = np.stack([known[name] for name in _SPREAD]).astype(np.float64)
+    return [
+        ExpertStep(
+            *(run_id, attempt_no, step, at_s, ranks, tokens, dropped, shape),
+            *(matrices[0][index], matrices[1][index], (layout[0], layout[1], layout[2]), start_bias, route_mismatch),
+            None if np.isnan(facts[..., index]).all() else facts[..., index],
+            Spread(*spreads[..., index]) if spreads[1, :, index].any() else None,
+        )
+        for index, (step, at_s, ranks, tokens, dropped, start_bias, route_mismatch, *layout) in enumerate(plain)
+    ]
 
 
 def merge_coded(parts: Sequence[tuple[Shape, Coded, int]]) -> tuple[Coded, int]:
@@ -184,7 +321,7 @@ def merge_coded(parts: Sequence[tuple[Shape, Coded, int]]) -> tuple[Coded, int]:
     )
     joined = {
         name: np.concatenate([one[name] for one in stats], axis=-1)[..., keep]
-        for name in (*_PLAIN, "floor_cv", *STATISTICS)
+        for name in (*_PLAIN, "floor_cv", *OF_LAYERS)
     }
     return Coded(COLUMNS, b"", arrays.pack(joined, level=SMALL), layers), len(keep)
 

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from controlplane.store.arrays import Arrays
 from controlplane.store.codec import COLUMNS
+from controlplane.store.expert_kept import with_matrices
 from controlplane.store.expert_records import (
     Coded,
     Counts,
@@ -26,6 +27,7 @@ from controlplane.store.expert_records import (
     decode_all,
     decode_layer,
     decode_raw_layer,
+    read_steps,
 )
 from controlplane.store.tables import ExpertChunk, ExpertLayer
 
@@ -134,7 +136,7 @@ def bounds(session: Session, run_id: str) -> tuple[int, int] | None:
 
 
 def counted(session: Session, run_id: str) -> int:
-    """How many steps of a run are stored, each attempt's own.
+    """How many steps of a run are stored, each attempt's own, with those of which only statistics are left.
 
     A step that was completed after it was written lies in two chunks until they are merged, and counts once.
     """
@@ -163,13 +165,9 @@ def counted(session: Session, run_id: str) -> int:
 
 def _steps_of(session: Session, row: ExpertChunk) -> list[ExpertStep]:
     shape = shape_of(row)
-    counts, bias = decode_all(shape, coded_row(session, row), row.steps)
-    stats = Arrays(row.stats)
-    columns = zip(*(stats[name].tolist() for name in ("step", "at_s", "ranks", "tokens", "dropped")), strict=True)
-    return [
-        ExpertStep(row.run_id, row.attempt_no, step, at_s, ranks, tokens, dropped, shape, counts[index], bias[index])
-        for index, (step, at_s, ranks, tokens, dropped) in enumerate(columns)
-    ]
+    stats = with_matrices(row.stats)
+    matrices = decode_all(shape, coded_row(session, row), len(stats["step"]))
+    return read_steps(row.run_id, row.attempt_no, shape, stats, matrices)
 
 
 def stored_step(session: Session, key: Key) -> ExpertStep | None:
@@ -273,8 +271,8 @@ def read_statistics(
 def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: int, columns: int) -> Raster | None:
     """One layer of the current view over first ≤ step ≤ last; None if nothing is stored there or no such layer is.
 
-    Of merged chunks only the asked layer's bytes are read. Steps of another shape than the newest one's are
-    left out.
+    Of merged chunks only the asked layer's bytes are read. Left out are steps of another shape than the newest one's,
+    and those of which only statistics are kept.
     """
     table = ExpertChunk
     query = select(
@@ -285,13 +283,14 @@ def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: 
     rows = [row for row in rows if shape_of(row) == shape_of(rows[-1])]
     if not rows or not 0 <= layer < rows[-1].layers:
         return None
-    bundles = [Arrays(row.stats) for row in rows]
-    attempt_no = np.repeat([row.attempt_no for row in rows], [row.steps for row in rows])
+    bundles = [with_matrices(row.stats) for row in rows]
+    sizes = [len(bundle["step"]) for bundle in bundles]
+    attempt_no = np.repeat([row.attempt_no for row in rows], sizes)
     step = np.concatenate([bundle["step"] for bundle in bundles])
     keep = _current(attempt_no, step, _first_steps(session, run_id), first, last)
     if not len(keep):
         return None
-    pieces = _layers(session, rows, layer)
+    pieces = _layers(session, list(zip(rows, sizes, strict=True)), layer)
     counts = np.concatenate([piece[0] for piece in pieces])[keep]
     bias = np.concatenate([piece[1] for piece in pieces])[keep]
 
@@ -324,19 +323,21 @@ def _means(values: Float32, starts: NDArray[np.intp]) -> Float32:
     return sums / (sizes if values.ndim == 1 else sizes[:, None])
 
 
-def _layers(session: Session, rows: Sequence[Row[*tuple[Any, ...]]], layer: int) -> list[tuple[Counts, Float32]]:
-    """Counts and biases [S, X] of one layer of each of the chunks."""
-    merged = [row.id for row in rows if row.codec == COLUMNS]
+def _layers(
+    session: Session, rows: Sequence[tuple[Row[*tuple[Any, ...]], int]], layer: int
+) -> list[tuple[Counts, Float32]]:
+    """Counts and biases [S, X] of one layer of each of the chunks; `rows` say of how many steps they are."""
+    merged = [row.id for row, _ in rows if row.codec == COLUMNS]
     of_layer = select(ExpertLayer.chunk_id, ExpertLayer.counts, ExpertLayer.bias).where(ExpertLayer.layer == layer)
     frames = {one.chunk_id: (one.counts, one.bias) for one in _by_ids(session, of_layer, ExpertLayer.chunk_id, merged)}
-    short = [row.id for row in rows if row.codec != COLUMNS]
+    short = [row.id for row, _ in rows if row.codec != COLUMNS]
     whole = select(ExpertChunk.id, ExpertChunk.blob)
     blobs = {one.id: one.blob for one in _by_ids(session, whole, ExpertChunk.id, short)}
     return [
-        decode_layer(shape_of(row), frames[row.id], row.steps)
+        decode_layer(shape_of(row), frames[row.id], steps)
         if row.id in frames
-        else decode_raw_layer(shape_of(row), blobs[row.id], layer, row.steps)
-        for row in rows
+        else decode_raw_layer(shape_of(row), blobs[row.id], layer, steps)
+        for row, steps in rows
     ]
 
 

@@ -21,7 +21,7 @@ from agents.probe.capture import Probe
 from agents.probe.ring import RingError, RingMeta, RingReader, RingWriter
 
 META = RingMeta("run", 1, 2, 0, 1, 3, 5, 4, 1, 1)
-VALUES = (1.0, 2.0, 0.5, 0.1, 1e-3, 64, 7, 64)
+VALUES = (1.0, 2.0, 0.5, 0.1, 1e-3, 64, 7, 64, 0.5)
 
 WRITER = """
 import sys
@@ -34,7 +34,7 @@ sys.stdin.readline()
 for step in range(40_000):
     counts = array("I", [step]) * 512
     bias = array("f", [float(step)]) * 512
-    writer.write((step, 0.0, float(step), 0.0, 0.0, 0.0, step, step, step), counts, bias)
+    writer.write((step, 0.0, float(step), 0.0, 0.0, 0.0, step, step, step, 0.0), counts, bias)
 """
 
 

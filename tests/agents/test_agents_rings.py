@@ -19,14 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from agents.node.rings import RuntimeDirectory, summed
+from agents.node.rank_sums import summed
+from agents.node.rings import RuntimeDirectory
 from agents.probe import wake
 from agents.probe.attach import attach
 from agents.probe.capture import Probe
 from agents.probe.ring import MAGIC, PAGE, RingError, RingMeta, RingReader, RingWriter
 
 META = RingMeta("run", 1, 1, 0, 1, 1, 2, 2, 1, 1)
-SCALARS = (0.0, 1.0, 1.0, 1.0, 0.0, 2, 0, 2)
+SCALARS = (0.0, 1.0, 1.0, 1.0, 0.0, 2, 0, 2, 0.5)
 
 
 def folder(runtime: Path, attempt: str = "run-1") -> Path:
