@@ -49,6 +49,8 @@ class Settings:
     kube_ray: bool = False
     kube_node_actuator: bool = False
     quarantine_share: float = 0.05
+    expert_raw_days: int = 7
+    expert_eighth_days: int = 30
     log: str = "info"
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -92,6 +94,9 @@ HELP: Mapping[str, str] = {
     "kube_ray": "run jobs that ask for Ray as RayJobs; KubeRay has to be there, and the rights for it",
     "kube_node_actuator": "cordon and taint bad nodes in the cluster; its service account must be allowed to",
     "quarantine_share": "share (0 to 1) of the fleet that may leave service in 10 min by itself; 2 nodes always may",
+    "expert_raw_days": "days for which expert counts and biases of every step are kept",
+    "expert_eighth_days": "days from which on they are kept of every 64th step, before of every 8th; statistics, and "
+    "steps around what happened to a run, always",
     "log": "debug, info, warning or error",
 }
 
@@ -117,9 +122,8 @@ def _convert(name: str, value: Any, origin: str) -> Any:
             return share
         return Path(value).expanduser() if kind == "Path" else str(value)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        words = {"bool": "true or false", "int": "a port, 0 to 65535", "float": "a share, 0 to 1"}.get(
-            str(kind), "text"
-        )
+        whole = "days, 0 to 65535" if name.endswith("_days") else "a port, 0 to 65535"
+        words = {"bool": "true or false", "int": whole, "float": "a share, 0 to 1"}.get(str(kind), "text")
         raise SettingsError(f"{name} (from {origin}) must be {words}, not {value!r}") from error
 
 
@@ -157,6 +161,11 @@ def _check(settings: Settings) -> None:
         )
     if settings.backend not in BACKENDS:
         raise SettingsError(f"backend must be {' or '.join(BACKENDS)}, not {settings.backend!r}")
+    if settings.expert_eighth_days < settings.expert_raw_days:
+        raise SettingsError(
+            f"expert_eighth_days must be {settings.expert_raw_days} (expert_raw_days) or more, not "
+            f"{settings.expert_eighth_days}"
+        )
 
 
 def _file(path: Path, names: list[str]) -> dict[str, Any]:

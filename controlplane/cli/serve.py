@@ -38,7 +38,7 @@ from controlplane.services.plans import Places
 from controlplane.services.pulses import Pulses
 from controlplane.services.reconcile import Controller
 from controlplane.settings import LOOPBACK, Settings
-from controlplane.store import keys, leases, upkeep
+from controlplane.store import expert_thinning, keys, leases, upkeep
 from controlplane.store import tokens as token_rows
 from controlplane.store.engine import Store
 
@@ -145,7 +145,8 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
     )
     pulses = Pulses(backends.values())
     watch = Watch(book, since_s=clock.now(), quarantine_share=settings.quarantine_share, pulses=pulses.stopped)
-    loops = wire_loops(store, leadership, watch, controller, backends, senders, ingest, clock, pulses)
+    thinning = expert_thinning.Policy(settings.expert_raw_days, settings.expert_eighth_days)
+    loops = wire_loops(store, leadership, watch, controller, backends, senders, ingest, clock, pulses, thinning)
     context = Context(
         store=store,
         live=live,
@@ -195,6 +196,7 @@ def wire_loops(
     ingest: Ingest,
     clock: Clock,
     pulses: Pulses,
+    thinning: expert_thinning.Policy | None = None,
 ) -> dict[str, Loop]:
     """The server's loops by name, and who wakes whom: news wakes the rules, an incident wakes runs and messages."""
 
@@ -216,7 +218,7 @@ def wire_loops(
         "nodes": (RUNS_S, mind_nodes),
         "deliveries": (DELIVERIES_S, lambda _epoch, now: deliveries.deliver_once(store, senders, now)),
         "compaction": (COMPACT_S, lambda _epoch, now: upkeep.compact_once(store, now)),
-        "pruning": (PRUNE_S, lambda _epoch, now: upkeep.prune_once(store, now)),
+        "pruning": (PRUNE_S, lambda _epoch, now: upkeep.prune_once(store, now, thinning=thinning)),
     }
     loops = {"lease": Loop("lease", CAMPAIGN_S, leadership.campaign_once, clock)}
     loops |= {name: Loop(name, each_s, leadership.leading(act), clock) for name, (each_s, act) in acts.items()}

@@ -130,7 +130,9 @@ class Store:
         self.embedded = self.url.get_backend_name() == "sqlite"
         self._engine = self._connect(synchronous, busy_timeout_s)
         self._writing = self._engine.execution_options(**{_WRITES: True})
-        reading = self._engine if self.embedded else self._engine.execution_options(postgresql_readonly=True)
+        # PostgreSQL's default lets each statement see what was committed meanwhile: a chunk, and others' layers of it
+        snapshot: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        reading = self._engine if self.embedded else self._engine.execution_options(**snapshot)
         self._read = sessionmaker(reading, autoflush=False, expire_on_commit=False)
         self._write = sessionmaker(self._writing, expire_on_commit=False)
         # writers of this process queue here in order, instead of polling SQLite's file lock against each other

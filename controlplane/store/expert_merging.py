@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import delete, select
 
 from controlplane.store import chunks
@@ -17,26 +19,30 @@ MERGED_STEPS = 256
 
 def compact_once(store: Store) -> int:
     """Merges short chunks of an attempt as soon as they make a long one; returns how many were merged away."""
-    merged = 0
-    for ids in _full(store):
-        with store.read() as session:
-            rows = list(session.scalars(select(ExpertChunk).where(ExpertChunk.id.in_(ids)).order_by(ExpertChunk.id)))
-            parts = [(shape_of(row), coded_row(session, row), row.steps) for row in rows]
-        if len(rows) != len(ids):
-            continue
-        coded, count = merge_coded(parts)
-        bounds = (min(row.first_step for row in rows), max(row.last_step for row in rows), count)
-        long = chunk_row(rows[0].run_id, rows[0].attempt_no, shape_of(rows[0]), coded, level=1, steps=bounds)
-        long.id = ids[-1]  # its place in the order of writing: what was written later goes before it
-        with store.write() as session:
-            there = session.scalars(select(ExpertChunk.id).where(ExpertChunk.id.in_(ids)).with_for_update()).all()
-            if len(there) == len(ids):
-                session.execute(delete(ExpertChunk).where(ExpertChunk.id.in_(ids)))
-                session.add(long)
-                session.flush()
-                insert_many(session, ExpertLayer, layer_rows(long.id, coded))
-                merged += len(ids)
-    return merged
+    return sum(merge(store, ids) for ids in _full(store))
+
+
+def merge(store: Store, ids: Sequence[int]) -> int:
+    """Makes one chunk of short ones of an attempt and shape; returns how many were merged away: all, or none if another
+    server was at them."""
+    with store.read() as session:
+        rows = list(session.scalars(select(ExpertChunk).where(ExpertChunk.id.in_(ids)).order_by(ExpertChunk.id)))
+        parts = [(shape_of(row), coded_row(session, row), row.steps) for row in rows]
+    if len(rows) != len(ids):
+        return 0
+    coded, count = merge_coded(parts)
+    bounds = (min(row.first_step for row in rows), max(row.last_step for row in rows), count)
+    long = chunk_row(rows[0].run_id, rows[0].attempt_no, shape_of(rows[0]), coded, level=1, steps=bounds)
+    long.id = ids[-1]  # its place in the order of writing: what was written later goes before it
+    with store.write() as session:
+        there = session.scalars(select(ExpertChunk.id).where(ExpertChunk.id.in_(ids)).with_for_update()).all()
+        if len(there) != len(ids):
+            return 0
+        session.execute(delete(ExpertChunk).where(ExpertChunk.id.in_(ids)))
+        session.add(long)
+        session.flush()
+        insert_many(session, ExpertLayer, layer_rows(long.id, coded))
+    return len(ids)
 
 
 def _full(store: Store) -> list[list[int]]:
