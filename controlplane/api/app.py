@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.base import RequestResponseEndpoint
 
 from controlplane import metrics
-from controlplane.api import described, problems, routes_fleet, routes_people, routes_runs
+from controlplane.api import described, problems, routes_experts, routes_fleet, routes_people, routes_runs
 from controlplane.api.access import Viewer
 from controlplane.api.context import Context, RoundsSeen
 from controlplane.ids import uuid7
@@ -21,6 +21,7 @@ PREFIX = "/api/v1"
 OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/api/v1/session/open"})
 """What a caller without a token may reach; a test compares this with the built application."""
 STALE_LOOP_S = 60.0
+MODULES = (routes_runs, routes_experts, routes_fleet, routes_people)
 
 
 def routed() -> FastAPI:
@@ -28,7 +29,7 @@ def routed() -> FastAPI:
     # its own routes for the document and its pages ask for no token
     app = FastAPI(title="Trimtab", version="0.1.0", docs_url=None, redoc_url=None, openapi_url=None)
     problems.install(app)
-    for module in (routes_runs, routes_fleet, routes_people):
+    for module in MODULES:
         app.include_router(module.router, prefix=PREFIX)
 
     @app.get(f"{PREFIX}/openapi.json", tags=["people"])
@@ -36,7 +37,7 @@ def routed() -> FastAPI:
         """This API, as OpenAPI."""
         return app.openapi()
 
-    routes = [(PREFIX, module.router.routes) for module in (routes_runs, routes_fleet, routes_people)]
+    routes = [(PREFIX, module.router.routes) for module in MODULES]
     # replacing the method is the way that FastAPI itself offers
     app.openapi = lambda: described.document(app, [*routes, ("", app.routes)], OPEN)  # type: ignore[method-assign]
     return app

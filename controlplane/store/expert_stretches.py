@@ -50,15 +50,15 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Steps from `first` to `last`, layers (None: all), with counts and biases or without, and which statistics.
-
-    With matrices, only the steps come that still have theirs.
+    """Steps from `first` to `last`, layers (None: all), which statistics; of all steps, or (`matrices`) only of those
+    that still have their counts and biases, which come along unless `values` is False.
     """
 
     first: int
     last: int
     layers: Sequence[int] | None = None
     matrices: bool = True
+    values: bool = True
     statistics: Sequence[str] = ()
 
 
@@ -120,7 +120,9 @@ def _next(session: Session, run_id: str, at: int, last: int) -> _Place | None:
 def _read(session: Session, place: _Place, wanted: Wanted) -> Stretch:
     shape = shape_of(place.rows[-1])
     rows = [row for row in place.rows if shape_of(row) == shape]
-    layers = [layer for layer in (wanted.layers or range(shape.layers)) if layer < shape.layers]
+    layers = [
+        layer for layer in (range(shape.layers) if wanted.layers is None else wanted.layers) if layer < shape.layers
+    ]
     bundles = [with_matrices(row.stats) if wanted.matrices else Arrays(row.stats) for row in rows]
     step = np.concatenate([bundle["step"] for bundle in bundles])
     inside = np.flatnonzero((step >= place.begin) & (step <= place.end))
@@ -131,10 +133,11 @@ def _read(session: Session, place: _Place, wanted: Wanted) -> Stretch:
         found: NDArray[np.generic] = np.concatenate([bundle[name] for bundle in bundles], axis=-1)[..., keep]
         return found
 
-    slots = shape.slots if wanted.matrices else 0
+    values = wanted.matrices and wanted.values
+    slots = shape.slots if values else 0
     counts = np.zeros((len(keep), len(layers), slots), np.uint32)
     bias = np.zeros((len(keep), len(layers), slots), np.float32)
-    if wanted.matrices and len(keep):
+    if values and len(keep):
         sizes = [len(bundle["step"]) for bundle in bundles]
         for index, pieces in enumerate(_matrices(session, rows, sizes, layers)):
             counts[:, index] = np.concatenate([piece[0] for piece in pieces])[keep]

@@ -1,0 +1,120 @@
+"""One step of a run's expert balance as numbers for a terminal: a row a layer and, of one layer, a row a slot.
+
+The same step, words and thresholds as the page's: experts_frame and experts_words make both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from controlplane.rules.book import RuleBook
+from controlplane.runs.states import RUN_ENDED
+from controlplane.services import experts_frame, experts_words
+from controlplane.services.experts_words import Picture, number
+from controlplane.services.fleet_state import BLIND_AFTER_S
+from controlplane.services.live import HISTORY, Live
+from controlplane.store import experts, runs
+from controlplane.store.engine import Session
+from controlplane.store.expert_records import ExpertStep
+
+GAP_STEPS = 8
+Json = dict[str, Any]
+
+
+def unbroken(window: Sequence[ExpertStep]) -> list[ExpertStep]:
+    """The end of a window from its last long gap on: across one, steps are no neighbours (old ones were thinned)."""
+    steps = np.array([one.step for one in window])
+    gaps = np.flatnonzero(np.diff(steps) >= GAP_STEPS)
+    return list(window[int(gaps[-1]) + 1 :] if len(gaps) else window)
+
+
+def table(
+    session: Session,
+    live: Live,
+    run_id: str,
+    *,
+    step: int | None = None,
+    layer: int | None = None,
+    now: float,
+    book: RuleBook,
+) -> Json | None:
+    """The newest step, or a named one; None if it is not stored. API: runs/{run}/experts/table.
+
+    A `layer` beyond the run's has no rows: `by_slot` is then None.
+    """
+    run = live.run(run_id)
+    window = _window(session, live, run_id, step)
+    if not window:
+        return None
+    seen = experts_frame.picture(window, book)
+    last, shape = seen.last, seen.last.shape
+    row = runs.get(session, run_id)
+    received_s = run.received_s if run is not None and step is None else last.at_s
+    age_s = max(0.0, now - received_s)
+    return {
+        "run": run_id,
+        "attempt": last.attempt_no,
+        "step": last.step,
+        "at_s": last.at_s,
+        "age_s": age_s,
+        "stale": step is None and age_s > BLIND_AFTER_S,
+        "layers": shape.layers,
+        "experts": shape.experts,
+        "slots": shape.slots,
+        "top_k": shape.top_k,
+        "tokens": last.tokens,
+        "ranks": last.ranks,
+        "floor_cv": number(seen.found.floor_cv),
+        "settling": seen.settling,
+        "sentence": experts_words.sentence(seen, ended=row is not None and row.status in RUN_ENDED),
+        "tiles": experts_words.tiles(seen),
+        "by_layer": _layers(seen),
+        "layer": layer,
+        "by_slot": None if layer is None or not 0 <= layer < shape.layers else _slots(seen, layer),
+    }
+
+
+def _window(session: Session, live: Live, run_id: str, step: int | None) -> list[ExpertStep]:
+    if step is None:
+        run = live.run(run_id)
+        return list(run.window if run else experts.recent(session, run_id, limit=HISTORY))
+    window = experts.window(session, run_id, last=step, limit=HISTORY)
+    return unbroken(window) if window and window[-1].step == step else []
+
+
+def _layers(seen: Picture) -> list[Json]:
+    found, experts_ = seen.found, seen.last.shape.experts
+    return [
+        {
+            "layer": layer,
+            "cv_floor": number(seen.cv_floor[layer]),
+            "level": seen.level(float(seen.cv_floor[layer])),
+            "maxvio": number(found.maxvio[layer]),
+            "effective": number(found.effective[layer] * experts_),
+            "dead": np.flatnonzero(seen.dead[layer]).tolist(),
+            "skip_share": number(found.skip_share[layer]),
+            "bias_spread": number(found.bias_spread[layer]),
+            "lag1": number(seen.lag1[layer]),
+            "swings": bool(seen.swinging[layer]),
+        }
+        for layer in range(seen.last.shape.layers)
+    ]
+
+
+def _slots(seen: Picture, layer: int) -> list[Json]:
+    shape, counts, bias = seen.last.shape, seen.last.counts[layer], seen.last.bias[layer]
+    loads = seen.found.share[layer] * shape.experts
+    return [
+        {
+            "slot": slot,
+            "skip": slot >= shape.experts,
+            "count": int(counts[slot]),
+            "load": number(loads[slot]) if slot < shape.experts else None,
+            "bias": number(bias[slot]),
+            "dead": slot < shape.experts and bool(seen.dead[layer, slot]),
+        }
+        for slot in range(shape.slots)
+    ]
