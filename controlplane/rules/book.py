@@ -31,6 +31,12 @@ _SAYS = {
     "expert-imbalance": {"run", "layers", "of", "layer", "cv", "floors", "effective"},
     "expert-oscillation": {"run", "layers", "of", "layer", "period", "lag1"},
     "expert-dead": {"run", "experts", "steps", "layer", "count", "of"},
+    "expert-runaway": {"run", "layers", "of", "layer", "same", "floors", "gain"},
+    "expert-bias-frozen": {"run", "layers", "of", "layer", "steps", "floors"},
+    "expert-bias-lost": {"run", "layers", "of", "layer", "attempt", "step", "before"},
+    "expert-skip": {"run", "layers", "of", "layer", "share"},
+    "expert-parallel-skew": {"run", "layers", "of", "layer", "rank", "ranks", "skew"},
+    "route-mismatch": {"run", "share", "usual"},
     "power-cap": {"gpu", "node", "run", "value", "usual"},
     "straggler": {"gpu", "node", "run", "value", "slow"},
     "drift": {"node", "what", "own", "usual"},
@@ -45,14 +51,23 @@ _TAKES = {
         *("window_steps", "warmup_steps", "cv_floor", "cv", "effective", "falling"),
         *("worse_cv_floor", "worse_cv", "worse_effective"),
     },
-    "expert-oscillation": {"window_steps", "warmup_steps", "lag1", "cv_floor", "lag1_alone"},
-    "expert-dead": {"steps", "warmup_steps"},
+    "expert-oscillation": {"window_steps", "warmup_steps", "lag1", "cv_floor", "worse_lag1"},
+    "expert-dead": {"steps", "warmup_steps", "patience_steps"},
+    "expert-runaway": {"window_steps", "warmup_steps", "same_direction", "cv_floor", "falling", "least_r2"},
+    "expert-bias-frozen": {"window_steps", "warmup_steps", "cv_floor"},
+    "expert-bias-lost": {"told_steps"},
+    "expert-skip": {"window_steps", "warmup_steps", "share"},
+    "expert-parallel-skew": {"window_steps", "warmup_steps", "skew", "worse_skew", "falling"},
+    "route-mismatch": {"window_steps", "share", "above_usual"},
     "power-cap": {"window_s", "percent"},
     "straggler": {"window_s", "percent", "alike_percent", "busy_percent", "slow_percent"},
     "drift": set[str](),
 }
 _TEXTS = ("id", "title", "fires", "sentence", "severity", "action", "window", "source")
-_WORSE = {"no-telemetry", "expert-imbalance", "straggler"}
+_WORSE = {
+    *("no-telemetry", "straggler"),
+    *("expert-imbalance", "expert-oscillation", "expert-runaway", "expert-parallel-skew"),
+}
 
 
 class RuleError(ValueError):

@@ -89,6 +89,20 @@ def design_effect(counts: ArrayLike, squares: ArrayLike, freedom: ArrayLike, ran
     return np.asarray(np.where((free > 0) & (expected > 0), found, np.nan), dtype=np.float64)
 
 
+def pooled_design_effect(
+    counts: ArrayLike, squares: ArrayLike, freedom: ArrayLike, ranks: ArrayLike, top_k: int
+) -> Floats:
+    """The design effect of a window: [L], from counts [W, L, E] and the others [W, L] (`design_effect`'s); at least 1,
+    as tokens are hardly ever more even than chance, and 1 where nothing is known. The mean of the steps, each weighing
+    by its degrees of freedom."""
+    each, weight = design_effect(counts, squares, freedom, ranks, top_k), np.asarray(freedom, dtype=np.float64)
+    known = np.isfinite(each) & (weight > 0)
+    weight = np.where(known, weight, 0.0)
+    total = weight.sum(axis=0)
+    mean = (np.where(known, each, 0.0) * weight).sum(axis=0) / np.where(total > 0, total, 1.0)
+    return np.asarray(np.where(total > 0, np.maximum(mean, 1.0), 1.0), dtype=np.float64)
+
+
 def maxvio_floor(floor_cv: ArrayLike, experts: int) -> Floats:
     """MaxVio that perfect balance still shows: about CV₀·√(2 ln E), the expected maximum of E near-normal loads."""
     return np.asarray(np.asarray(floor_cv, dtype=np.float64) * np.sqrt(2 * np.log(experts)), dtype=np.float64)

@@ -77,7 +77,7 @@ def picture(
     warmup = int(imbalance["warmup_steps"])
     settling = last.step <= warmup
     loud = cv_floors.mean(axis=0) > oscillation["cv_floor"]
-    swinging = ((lag1 <= oscillation["lag1"]) & loud) | (lag1 <= oscillation["lag1_alone"])
+    swinging = ((lag1 <= oscillation["lag1"]) & loud) | (lag1 <= oscillation["worse_lag1"])
     with np.errstate(invalid="ignore", over="ignore"):  # a bias that diverged is infinite
         found = layer_statistics(last.counts, last.bias, last.shape.experts, last.shape.top_k)
     return Picture(

@@ -1,0 +1,92 @@
+"""Alarms over balancing biases: one that runs away, one that stands still, one that was lost at a resume. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from controlplane.rules import experts as statistics
+from controlplane.rules.book import Rule
+from controlplane.rules.expert_controller import identify
+from controlplane.rules.expert_window import ExpertWindow, Resumed, finding, unknown, worst
+from controlplane.rules.findings import Judgement
+
+_LEFT = 0.1
+"""A bias below this part of the checkpoint's is taken for a new one."""
+
+
+def runaway(window: ExpertWindow, rule: Rule) -> Judgement:
+    """Layers whose biases only go one way while loads are far from even; worse, biases that feed the error."""
+    at = rule.thresholds
+    last = window.last(rule, int(at["window_steps"]))
+    if last is None:
+        return unknown(window, rule)
+    controller = identify(last.counts, last.bias, last.experts)
+    inverted = controller.inverted(at["least_r2"])
+    same = statistics.same_direction_share(last.bias, last.experts)
+    one_way = (same >= at["same_direction"]) & (last.floors > at["cv_floor"]) & ~last.falling(at["falling"])
+    layers = inverted if inverted.any() else one_way
+    if not layers.any():
+        return Judgement()
+    layer = worst(layers, last.floors)
+    gain, same_share = float(controller.sign_gain[layer]), float(same[layer])
+    words = {"same": f"{same_share:.0%}", "floors": f"{last.floors[layer]:.1f}", "gain": f"{gain:.2g}"}
+    value, threshold = (gain, 0.0) if inverted.any() else (same_share, at["same_direction"])
+    return finding(last, rule, layers, layer, value, threshold, words, is_worse=bool(inverted.any()))
+
+
+def bias_frozen(window: ExpertWindow, rule: Rule) -> Judgement:
+    """Layers whose biases stand still over the whole window while loads are uneven, though they moved before.
+
+    A bias that is zero was never moved, which is another matter (imbalance); one that the job's own schedule has
+    stopped is meant to stand still.
+    """
+    at = rule.thresholds
+    last = window.last(rule, int(at["window_steps"]))
+    if last is None:
+        return unknown(window, rule)
+    if last.balanced_until is not None and last.steps[-1] > last.balanced_until:
+        return Judgement()
+    bias = last.bias[..., : last.experts]
+    still = (bias == bias[:1]).all(axis=(0, 2)) & (bias[0] != 0).any(axis=-1)
+    layers = np.asarray(still & (last.floors > at["cv_floor"]))
+    if not layers.any():
+        return Judgement()
+    layer = worst(layers, last.floors)
+    value = float(last.floors[layer])
+    words = {"steps": len(last.steps), "floors": f"{value:.1f}"}
+    return finding(last, rule, layers, layer, value, at["cv_floor"], words)
+
+
+def bias_lost(window: ExpertWindow, rule: Rule) -> Judgement:
+    """An attempt that took up a checkpoint without its biases, told for `told_steps` from its first step.
+
+    Known by their checksum where the trainer and the manifest tell it, else by their size: new biases are small. There
+    is no warm-up: loads may look even for a while, and by then the layers have learned around it.
+    """
+    resumed = window.resumed
+    if resumed is None:
+        return Judgement()
+    if not len(window.steps) or window.steps[-1] >= resumed.first_step + rule.thresholds["told_steps"]:
+        return Judgement()
+    bias = np.abs(window.bias[0, :, : window.experts].astype(np.float64))
+    layers = _lost(window, resumed, bias)
+    if layers is None:
+        return unknown(window, rule)
+    if not layers.any():
+        return Judgement()
+    before = bias if resumed.before is None else np.abs(resumed.before[:, : window.experts].astype(np.float64))
+    size = before.max(axis=-1)
+    layer = worst(layers, size)
+    words = {"attempt": window.attempt_no, "step": resumed.first_step, "before": f"{size[layer]:.3g}"}
+    return finding(window, rule, layers, layer, float(bias[layer].max()), float(size[layer]), words)
+
+
+def _lost(window: ExpertWindow, resumed: Resumed, bias: statistics.Floats) -> statistics.Bools | None:
+    """[L] whose biases are not the checkpoint's; None if there is nothing to tell by."""
+    everywhere = np.ones(len(bias), dtype=np.bool_)
+    if resumed.start_bias and resumed.checkpoint_bias:
+        return everywhere if resumed.start_bias != resumed.checkpoint_bias else ~everywhere
+    if resumed.before is None or resumed.before.shape != window.bias.shape[1:]:
+        return None
+    before = np.abs(resumed.before[:, : window.experts].astype(np.float64)).max(axis=-1)
+    return np.asarray((before > 0) & (bias.max(axis=-1) < _LEFT * before), dtype=np.bool_)

@@ -1,0 +1,102 @@
+"""Alarms over loads: imbalance and collapse, swinging loads, dead experts, a used skip slot. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from controlplane.rules import experts as statistics
+from controlplane.rules.book import Rule
+from controlplane.rules.expert_window import ExpertWindow, finding, unknown, worst
+from controlplane.rules.findings import Judgement
+
+
+def imbalance(window: ExpertWindow, rule: Rule) -> Judgement:
+    """Layers whose loads lie far from even, in units of what chance makes of correlated tokens."""
+    at = rule.thresholds
+    last = window.last(rule, int(at["window_steps"]))
+    if last is None:
+        return unknown(window, rule)
+    effective, falling = last.found.effective.mean(axis=0), last.falling(at["falling"])
+    uneven = ((last.floors > at["cv_floor"]) & (last.cv > at["cv"])) | (effective < at["effective"])
+    collapsed = (last.floors > at["worse_cv_floor"]) & (last.cv > at["worse_cv"])
+    collapsed |= effective < at["worse_effective"]
+    uneven, collapsed = uneven & ~falling, collapsed & ~falling
+    layers = collapsed if collapsed.any() else uneven
+    if not layers.any():
+        return Judgement()
+    layer = worst(layers, last.floors)
+    words = {
+        "cv": f"{last.cv[layer]:.2f}",
+        "floors": f"{last.floors[layer]:.1f}",
+        "effective": f"{effective[layer]:.0%}",
+    }
+    threshold = at["worse_cv_floor"] if collapsed.any() else at["cv_floor"]
+    value = float(last.floors[layer])
+    return finding(last, rule, layers, layer, value, threshold, words, is_worse=bool(collapsed.any()))
+
+
+def oscillation(window: ExpertWindow, rule: Rule) -> Judgement:
+    """Layers whose loads swing back and forth: a bias controller with too much gain overshoots each step."""
+    at = rule.thresholds
+    last = window.last(rule, int(at["window_steps"]))
+    if last is None:
+        return unknown(window, rule)
+    lag1 = statistics.lag1_autocorrelation(last.found.share)
+    wild = lag1 <= at["worse_lag1"]
+    swings = ((lag1 <= at["lag1"]) & (last.floors > at["cv_floor"])) | wild
+    if not swings.any():
+        return Judgement()
+    layer = worst(swings, -lag1)
+    period = statistics.period_steps(last.found.share)[layer]
+    words = {"period": f"{period:.1f}".removesuffix(".0"), "lag1": f"{lag1[layer]:.2f}"}
+    threshold = at["worse_lag1"] if wild.any() else at["lag1"]
+    return finding(last, rule, swings, layer, float(lag1[layer]), threshold, words, is_worse=bool(wild.any()))
+
+
+def dead(window: ExpertWindow, rule: Rule) -> Judgement:
+    """Experts without a token. One that its controller is bringing back, its bias rising among its layer's, is given
+    `patience_steps`."""
+    steps = int(rule.thresholds["steps"])
+    last = window.last(rule, steps)
+    if last is None:
+        return unknown(window, rule)
+    found = statistics.dead_experts(last.counts, last.experts, steps)
+    found &= ~_coming_back(window, int(rule.thresholds["patience_steps"]))
+    count = found.sum(axis=-1)
+    if not found.any():
+        return Judgement()
+    layer = worst(count > 0, count.astype(np.float64))
+    total = int(count.sum())
+    words: dict[str, Any] = {
+        "experts": f"{total} expert{'s' if total > 1 else ''}",
+        "steps": steps,
+        "count": int(count[layer]),
+        "of": last.experts,
+    }
+    return finding(last, rule, count > 0, layer, float(total), 0.0, words)
+
+
+def _coming_back(window: ExpertWindow, patience: int) -> statistics.Bools:
+    """[L, E] whether an expert's bias has risen among its layer's in the window, and it had a token within patience."""
+    bias = window.bias[[0, -1], :, : window.experts].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a bias that diverged is infinite
+        above = bias - bias.mean(axis=-1, keepdims=True)
+        rising = above[-1] > above[0]
+    lived = window.counts[-patience:, :, : window.experts].any(axis=0)
+    return np.asarray(rising & lived, dtype=np.bool_)
+
+
+def skipping(window: ExpertWindow, rule: Rule) -> Judgement:
+    """Layers in which tokens take the skip slot, so that no expert sees them."""
+    at = rule.thresholds
+    last = window.last(rule, int(at["window_steps"]))
+    if last is None:
+        return unknown(window, rule)
+    share = last.found.skip_share.mean(axis=0)
+    layers = np.asarray(share > at["share"])
+    if not layers.any():
+        return Judgement()
+    layer = worst(layers, share)
+    return finding(last, rule, layers, layer, float(share[layer]), at["share"], {"share": f"{share[layer]:.1%}"})

@@ -1,0 +1,128 @@
+"""Alarms over biases, ranks and routes: loud over what they are for, silent over its healthy neighbour."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_rules_alarms import BOOK, EXPERTS, FAIR, LAYERS, found, tilted, window
+
+from controlplane.rules import alarms
+from controlplane.rules.expert_controller import load_error
+from controlplane.rules.expert_window import ExpertWindow, Resumed
+from controlplane.rules.findings import Finding
+
+STEPS = 64
+
+
+def told(judged: ExpertWindow) -> dict[str, Finding]:
+    return {finding.rule: finding for finding in alarms.judge(judged, BOOK).findings}
+
+
+def steered(judged: ExpertWindow, rate: float) -> ExpertWindow:
+    """The window with the biases of a sign controller of this rate."""
+    moves = -rate * np.sign(load_error(judged.counts, EXPERTS))
+    return replace(judged, bias=np.cumsum(moves, axis=0).astype(np.float32))
+
+
+def test_a_design_effect_lifts_the_floor_and_a_collapse_still_rises_above_it() -> None:
+    few = window(FAIR, seed=3)
+    clustered = replace(few, counts=few.counts // 4 * 16)  # tokens in runs: the same loads, twice as far from even
+    assert "expert-imbalance" in told(replace(clustered, counts=window(tilted(0.8)).counts))
+    ranks, freedom = np.full((STEPS, LAYERS), 8.0), np.full((STEPS, LAYERS), 7.0)
+    total = clustered.counts.sum(axis=-1, dtype=np.float64)
+    expected = freedom * total / ranks * (1 - 1 / EXPERTS)
+    spread = np.stack([25 * expected, freedom, ranks])
+    assert replace(clustered, spread=spread).design_effect == pytest.approx([25.0] * LAYERS, rel=0.01)
+    floors = replace(clustered, spread=spread).floors
+    assert floors == pytest.approx(clustered.floors / 5, rel=0.01)
+    assert "expert-imbalance" in told(replace(window(tilted(60)), spread=spread)), "its effective experts say so"
+
+
+def test_less_than_independent_spread_is_taken_for_independence() -> None:
+    fair = window(FAIR)
+    spread = np.stack([np.full((STEPS, LAYERS), value) for value in (0.0, 7.0, 8.0)])
+    assert replace(fair, spread=spread).design_effect.tolist() == [1.0] * LAYERS
+    unknown = np.stack([np.zeros((STEPS, LAYERS))] * 3)
+    assert replace(fair, spread=unknown).design_effect.tolist() == [1.0] * LAYERS
+
+
+def test_biases_that_go_one_way_over_a_lasting_imbalance_run_away() -> None:
+    stuck = steered(window(tilted(6)), 1e-3)
+    finding = told(stuck)["expert-runaway"]
+    assert finding.severity == "warning" and "go one way" in finding.sentence
+    assert "expert-runaway" not in told(steered(window(FAIR), 1e-3)), "a controller at rest goes both ways"
+
+
+def test_a_gain_of_the_wrong_sign_is_graver_and_named() -> None:
+    finding = told(steered(window(tilted(6)), -1e-3))["expert-runaway"]
+    assert finding.severity == "error" and "feeds the error" in finding.sentence
+    assert finding.value == pytest.approx(-1e-3, rel=0.1)
+
+
+def test_a_bias_that_stands_still_under_imbalance_is_frozen_unless_the_schedule_says_so() -> None:
+    bias = np.broadcast_to(np.linspace(-0.1, 0.1, EXPERTS, dtype=np.float32), (STEPS, LAYERS, EXPERTS))
+    frozen = replace(window(tilted(6)), bias=bias)
+    finding = told(frozen)["expert-bias-frozen"]
+    assert finding.evidence["layers"] == list(range(LAYERS)) and "64 steps" in finding.sentence
+    assert "expert-bias-frozen" not in told(replace(frozen, balanced_until=1010)), "the schedule stopped it"
+    assert "expert-bias-frozen" in told(replace(frozen, balanced_until=5000))
+    assert "expert-bias-frozen" not in told(replace(frozen, counts=window(FAIR).counts)), "it need not move"
+    assert "expert-bias-frozen" not in found(tilted(6)), "biases of zero were never moved"
+
+
+def resumed(bias: Any, **how: Any) -> ExpertWindow:
+    return replace(window(FAIR), bias=np.full((STEPS, LAYERS, EXPERTS), bias, np.float32), resumed=Resumed(1000, **how))
+
+
+def test_a_bias_lost_at_resume_is_known_by_its_checksum() -> None:
+    finding = told(resumed(0.2, start_bias=7, checkpoint_bias=8))["expert-bias-lost"]
+    assert finding.severity == "error" and "attempt 2 went on at step 1000" in finding.sentence
+    assert "expert-bias-lost" not in told(resumed(0.2, start_bias=8, checkpoint_bias=8))
+    late = replace(resumed(0.2, start_bias=7, checkpoint_bias=8), steps=np.arange(1300, 1300 + STEPS))
+    assert "expert-bias-lost" not in told(late), "it is told for the first 256 steps"
+
+
+def test_a_bias_lost_at_resume_is_known_by_its_size_without_a_checksum() -> None:
+    before = np.full((LAYERS, EXPERTS), 0.3, np.float32)
+    assert "expert-bias-lost" in told(resumed(0.001, before=before))
+    assert "expert-bias-lost" not in told(resumed(0.29, before=before))
+    assert "expert-bias-lost" not in told(resumed(0.0, before=np.zeros((LAYERS, EXPERTS), np.float32)))
+    blind = alarms.judge(resumed(0.0), BOOK)
+    assert "expert-bias-lost" in {subject.rule for subject in blind.unknown}, "there is nothing to tell by"
+    assert "expert-bias-lost" not in told(window(FAIR)), "the first attempt has resumed nothing"
+
+
+def test_tokens_in_the_skip_slot_are_told() -> None:
+    counts = np.concatenate([window(FAIR).counts, np.zeros((STEPS, LAYERS, 1), np.uint32)], axis=-1)
+    bias = np.zeros(counts.shape, np.float32)
+    unused = replace(window(FAIR), counts=counts, bias=bias)
+    assert "expert-skip" not in told(unused)
+    used = counts.copy()
+    used[:, 4, -1] = 200
+    finding = told(replace(unused, counts=used))["expert-skip"]
+    assert finding.evidence["layers"] == [4] and "4.7%" in finding.sentence
+
+
+def test_a_skewed_rank_is_named_at_two_levels() -> None:
+    weights = np.ones((LAYERS, EXPERTS))
+    weights[2, 4:8] = 1.25
+    warned = told(replace(window(weights), expert_parallel=4))["expert-parallel-skew"]
+    assert warned.severity == "warning" and "rank 1 of 4" in warned.sentence and warned.evidence["layers"] == [2]
+    weights[2, 4:8] = 2.0
+    assert told(replace(window(weights), expert_parallel=4))["expert-parallel-skew"].severity == "error"
+    assert "expert-parallel-skew" not in told(window(weights)), "every rank holds all experts"
+    assert "expert-parallel-skew" not in told(replace(window(FAIR), expert_parallel=4))
+
+
+def test_a_trainer_unlike_its_rollout_is_told_absolutely_and_against_its_own_start() -> None:
+    def judged(share: float, usual: float = float("nan")) -> dict[str, Finding]:
+        return told(replace(window(FAIR), mismatch=np.full(STEPS, share), mismatch_usual=usual))
+
+    assert "route-mismatch" not in judged(0.08) and "route-mismatch" not in judged(0.08, usual=0.05)
+    assert "16.0%" in judged(0.16)["route-mismatch"].sentence
+    assert judged(0.11, usual=0.04)["route-mismatch"].threshold == pytest.approx(0.09)
+    sparse = replace(window(FAIR), mismatch=np.where(np.arange(STEPS) < 8, 0.5, np.nan))
+    assert "route-mismatch" in {subject.rule for subject in alarms.judge(sparse, BOOK).unknown}
