@@ -15,7 +15,7 @@ import httpx2
 import streamlit as st
 
 from controlplane.client import trust
-from dashboards import assets, frames, openings
+from dashboards import assets, exports, frames, openings
 from dashboards.data import API_VARIABLE, CA_VARIABLE
 from dashboards.guard import Guard, Sessions
 
@@ -43,7 +43,7 @@ def build(api_url: str, hosts: frozenset[str] = LOOPBACK, ca_file: str = "") -> 
     app = st.App(
         HERE / "app.py",
         lifespan=lifespan,
-        routes=[*frames.routes(frames.Frames(client)), *assets.routes(VIEWS, VIEWS[0])],
+        routes=[*frames.routes(frames.Frames(client)), *exports.routes(client), *assets.routes(VIEWS, VIEWS[0])],
     )
     return Guard(app, openings.build(door, sessions), sessions, hosts, assets.inline_script_hashes())
 

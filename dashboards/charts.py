@@ -5,6 +5,7 @@ the frame routes itself each second and draws. A pick comes back as one trigger 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
@@ -12,10 +13,11 @@ from urllib.parse import quote, urlencode
 import streamlit as st
 
 CANVAS = Path(__file__).parent / "components" / "canvas"
-Mode = Literal["load", "bias", "change"]
+Mode = Literal["load", "counts", "bias", "change"]
 Measure = Literal["state", "temperature", "power", "ecc", "xgmi", "nic", "job"]
 # How many samples wide a raster is at most.
 RASTER_COLUMNS = 256
+TIMELINE_COLUMNS = 512
 Picked = Callable[[dict[str, Any]], None]
 
 # The module is served by the dashboard itself, under the same guard as everything else.
@@ -57,28 +59,54 @@ def experts(
     label: str = "",
     layers: int | None = None,
     history_label: str = "newest",
+    bare: bool = False,
     picked: Picked | None = None,
 ) -> None:
-    """Layer x expert, live, or as it was at `step`; a pick is {layer, expert or None}."""
+    """Layer x expert, live, or as it was at `step`; a pick is {layer, expert or None}. `bare`: no columns beside it."""
     shown = {
         "kind": "experts",
-        **_experts_source(run, step, live),
+        **one_step(run, step, live),
         "mode": mode,
         "layer": layer,
         "expert": expert,
         "label": label,
         "layers": layers,
         "historyLabel": history_label,
+        "bare": bare,
     }
     _mount(key, shown, picked, "content")
 
 
-def _experts_source(run: str, step: int | None, live: bool) -> dict[str, Any]:
-    """The newest frame of a run, asked each second, or the one of a step, asked once."""
-    url = f"/frames/experts/{quote(run, safe='')}"
-    if step is None:
-        return {"url": url, "once": False, "live": live}
-    return {"url": f"{url}?step={step}", "once": True, "live": False}
+def _frames(kind: str, run: str) -> str:
+    return f"/frames/{kind}/{quote(run, safe='')}"
+
+
+def one_step(run: str, step: int | None, live: bool, kind: str = "experts") -> dict[str, Any]:
+    """The frame of the step that the page's time cursor is on: `step` says where the address puts it."""
+    return {"url": _frames(kind, run), "follow": "step", "step": step, "live": live}
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of a run for pictures with a time axis: the last `steps` steps (None: all), or those around `step`."""
+
+    run: str
+    steps: int | None
+    step: int | None
+    live: bool
+
+    def source(self, kind: str, *, every: int = 1, **query: object) -> dict[str, Any]:
+        """The frames of this stretch, asked anew `every` seconds while the run goes on."""
+        return {
+            "url": _frames(kind, self.run),
+            "follow": "window",
+            "query": {name: str(value) for name, value in query.items()},
+            "steps": self.steps,
+            "step": self.step,
+            "once": not self.live,
+            "live": False,
+            "every": every,
+        }
 
 
 def layers(
@@ -91,8 +119,7 @@ def layers(
     picked: Picked | None = None,
 ) -> None:
     """The same frame as the map's as a real table, a row a layer; a pick is {layer, expert: None}."""
-    shown = {"kind": "layers", **_experts_source(run, step, live), "layer": layer}
-    _mount(key, shown, picked, "content")
+    _mount(key, {"kind": "layers", **one_step(run, step, live), "layer": layer}, picked, "content")
 
 
 def told(
@@ -102,34 +129,79 @@ def told(
 
     A run that has ended says so in `first`, which then stays.
     """
-    shown = {"kind": kind, **_experts_source(run, step, live), "first": first}
-    _mount(key, shown, None, "content")
+    _mount(key, {"kind": kind, **one_step(run, step, live), "first": first}, None, "content")
 
 
-def raster(
-    run: str,
+def timeline(stretch: Stretch, *, key: str, newest: int, picked: Picked) -> None:
+    """The whole run as a strip with the buttons of a replay; a pick is {step or None}. Panels show `stretch`."""
+    whole = Stretch(stretch.run, None, stretch.step, stretch.live).source("layers", every=5, columns=TIMELINE_COLUMNS)
+    shown = {
+        "kind": "timeline",
+        **whole,
+        "live": stretch.live,
+        "follow": None,
+        "steps": stretch.steps,
+        "newest": newest,
+    }
+    _mount(key, shown, picked, "content")
+
+
+def of_layer(
+    kind: Literal["raster", "expert", "phase"],
+    stretch: Stretch,
     layer: int,
     *,
     key: str,
     expert: int | None = None,
-    window: tuple[int | None, int | None] = (None, None),
     columns: int = RASTER_COLUMNS,
-    live: bool = True,
     picked: Picked | None = None,
 ) -> None:
-    """One layer over the steps of `window`, at most `columns` samples wide; a pick is {layer, expert}."""
-    query = {"layer": layer, "from": window[0], "to": window[1], "columns": columns}
-    known = urlencode({name: value for name, value in query.items() if value is not None})
-    shown = {
-        "kind": "raster",
-        "url": f"/frames/raster/{quote(run, safe='')}?{known}",
-        "once": not live or window[1] is not None,
-        "live": False,
-        "layer": layer,
-        "expert": expert,
-        "until": window[1],
-    }
+    """A layer, an expert of it or its phase plot over a stretch; a pick is {step} and, where hit, {layer, expert}."""
+    source = stretch.source("raster", layer=layer, columns=columns)
+    _mount(key, {"kind": kind, **source, "layer": layer, "expert": expert}, picked, "content")
+
+
+def history(stretch: Stretch, layer: int, *, key: str, picked: Picked) -> None:
+    """All layers over a stretch; a pick is {step} and, where one was hit, {layer, expert: None}."""
+    source = stretch.source("layers", every=2, columns=RASTER_COLUMNS)
+    _mount(key, {"kind": "history", **source, "layer": layer}, picked, "content")
+
+
+def swings(run: str, layer: int, *, key: str, step: int | None, live: bool, picked: Picked) -> None:
+    """How the loads of all layers repeat, by lag; a pick is {layer, expert: None}."""
+    _mount(
+        key, {"kind": "swings", **one_step(run, step, live, "swings"), "every": 2, "layer": layer}, picked, "content"
+    )
+
+
+def ranks(run: str, layer: int, *, key: str, step: int | None, live: bool, picked: Picked) -> None:
+    """What each expert-parallel rank carries in each layer; a pick is {layer, expert: None}."""
+    _mount(key, {"kind": "ranks", **one_step(run, step, live), "layer": layer}, picked, "content")
+
+
+def difference(
+    runs: tuple[str, str], *, key: str, layer: int, expert: int | None, step: int | None, live: bool, picked: Picked
+) -> None:
+    """Two runs' loads as one map of their ratio; a pick is {layer, expert}."""
+    shown = {"kind": "difference", **one_step(runs[0], step, live), "other": _frames("experts", runs[1])}
+    _mount(key, {**shown, "layer": layer, "expert": expert}, picked, "content")
+
+
+def curves(
+    runs: tuple[str, str], names: tuple[str, str], *, key: str, step: int | None, live: bool, picked: Picked
+) -> None:
+    """CV over its floor of two runs on one axis of steps; a pick is {step}."""
+    source = Stretch(runs[0], None, step, live).source("layers", every=5, columns=TIMELINE_COLUMNS)
+    shown = {"kind": "curves", **source, "follow": None, "other": f"{_frames('layers', runs[1])}", "names": list(names)}
     _mount(key, shown, picked, "content")
+
+
+def saving(stretch: Stretch, name: str, file: str, *, key: str, newest: int, query: dict[str, Any]) -> None:
+    """Links that save the page's pictures, and of the stretch's records those that `query` (what, layers) names."""
+    known = {key: value for key, value in query.items() if value is not None}
+    records = f"/export/experts/{quote(stretch.run, safe='')}?{urlencode(known)}"
+    shown = {"records": records, "steps": stretch.steps, "newest": newest, "step": stretch.step, "file": file}
+    _mount(key, {"kind": "saving", **shown, "name": name}, None, "content")
 
 
 def fleet(*, key: str, measure: Measure, node: str | None, height: int, picked: Picked) -> None:

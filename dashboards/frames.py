@@ -21,7 +21,8 @@ from dashboards.guard import TOKEN_SCOPE
 
 SHARED_S = 0.25  # a viewer waits this long on top of the canvas's second: 0.9 s brought step to page over 2 s
 FRAMES_KEPT = 64
-KNOWN = {"experts": ("step",), "raster": ("layer", "from", "to", "columns"), "fleet": ()}
+STRETCH = ("from", "to", "steps", "columns")
+KNOWN = {"experts": ("step",), "raster": ("layer", *STRETCH), "layers": STRETCH, "swings": ("step",), "fleet": ()}
 MEDIA_TYPE = "application/octet-stream"
 
 
@@ -74,7 +75,7 @@ class Frames:
 def address_of(kind: str, run: str, query: Mapping[str, str]) -> str:
     """The API's address of a frame; only the query's known parameters pass."""
     path = "/api/v1/fleet/frame" if kind == "fleet" else f"/api/v1/runs/{quote(run, safe='')}/experts/"
-    path += {"fleet": "", "experts": "frame", "raster": "raster"}[kind]
+    path += {"fleet": "", "experts": "frame"}.get(kind, kind)
     known = [(name, query[name]) for name in KNOWN[kind] if query.get(name)]
     return f"{path}?{urlencode(known)}" if known else path
 
@@ -97,8 +98,5 @@ def routes(frames: Frames, now_s: Callable[[], float] = time.time) -> list[Route
 
         return Route(path, answer, methods=["GET"])
 
-    return [
-        route("experts", "/frames/experts/{run}"),
-        route("raster", "/frames/raster/{run}"),
-        route("fleet", "/frames/fleet"),
-    ]
+    of_runs = [route(kind, f"/frames/{kind}/{{run}}") for kind in KNOWN if kind != "fleet"]
+    return [*of_runs, route("fleet", "/frames/fleet")]

@@ -3,7 +3,8 @@
 Arrays of L layers and X slots: counts u4 [L, X]; bias f4 [L, X] and delta_bias f4 [L, X] (since the step before, NaN if
 there is none); cv_floor f4 [L], CV in multiples of the sampling floor; lag1 f4 [L], the autocorrelation of the loads
 over the window; dead u1 [L, X]; history f4 [L, 64], cv_floor of the last 64 steps, oldest first, NaN before the first.
-The head says in words what they show: sentence, tiles, and `settling` while no rule judges yet.
+Where a run declares R expert-parallel ranks also rank_load f4 [L, R], each rank's load over its layer's mean. The head
+says in words what they show: sentence, tiles, and `settling` while no rule judges yet.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.rules.book import RuleBook
+from controlplane.rules.expert_ranks import rank_loads
 from controlplane.rules.experts import DEAD_STEPS, dead_experts, lag1_autocorrelation, layer_statistics
 from controlplane.services import experts_words
 from controlplane.services.experts_words import Picture
@@ -69,6 +71,7 @@ def of_window(
         "top_k": shape.top_k,
         "tokens": last.tokens,
         "ranks": last.ranks,
+        "expert_parallel": last.expert_parallel,
         "floor_cv": balances[-1].floor_cv,
         "settling": seen.settling,
         "sentence": experts_words.sentence(seen),
@@ -83,7 +86,17 @@ def of_window(
         "dead": dead,
         "history": history,
     }
-    return meta, arrays
+    return meta, arrays | _rank_load(last)
+
+
+def _rank_load(step: ExpertStep) -> dict[str, NDArray[Any]]:
+    """What each expert-parallel rank carries [L, R], 1 is even; nothing without such ranks or without equal blocks."""
+    ranks, experts = step.expert_parallel, step.shape.experts
+    if ranks <= 1 or experts % ranks:
+        return {}
+    loads = rank_loads(step.counts, experts, ranks)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"rank_load": (loads / loads.mean(axis=-1, keepdims=True)).astype(np.float32)}
 
 
 def picture(window: Sequence[ExpertStep], book: RuleBook | None = None) -> Picture:

@@ -1,34 +1,32 @@
-"""The Experts page: every layer and expert of one run live, one chosen layer over time, and what its bias does.
+"""The Experts page: every layer and expert of one run live, one time cursor over all of it, and panels that explain.
 
-Why it exists: a model loses experts quietly. The map shows all of them at once; the rest of the page explains the one
-layer that the address names (`?run=…&layer=23&expert=7`, `&step=` for a moment in the past: then everything but what is
-marked "now" is of that step). Pixels, sentence and tiles come with the frame; a rerun only changes what is shown.
+Why it exists: a model loses experts quietly. The map shows all of them at once; the panel beside it explains what the
+address chose (`?run=…&panel=layer&layer=23&expert=7`, `&step=` for a moment in the past: then everything but what is
+marked "now" is of that step). Pixels, sentence and tiles come with frames; a rerun only changes what is shown.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import streamlit as st
 
-from dashboards import charts, data, theme, words
-from dashboards.views import experts_controller
+from dashboards import charts, data, theme
+from dashboards.views import experts_address as address
+from dashboards.views import experts_compare, experts_panels, experts_shown
+from dashboards.views.experts_shown import Shown, is_live, read_summary, sentence_of
 
 Row = Mapping[str, Any]
 
-MODES: Mapping[str, charts.Mode] = {"Load": "load", "Bias": "bias", "Change": "change"}
-TABLE = "Table"
 # A model of at most this many layers has room for the table under its map.
 FEW_LAYERS = 12
 EXPLAINED = {
-    "Load": "log₂(share × E), fixed scale",
-    "Bias": "balancing bias b",
-    "Change": "last change of b",
-    TABLE: "the same frame in numbers",
+    "load": "log₂(share × E), fixed scale",
+    "counts": "tokens of each expert",
+    "bias": "balancing bias b",
+    "change": "last change of b",
+    "table": "the same frame in numbers",
 }
-# The raster's windows in steps; None is the whole run.
-WINDOWS: Mapping[str, int | None] = {"128": 128, "512": 512, "2,048": 2048, "run": None}
-LIVE_STATUS = ("active", "queued", "paused", "needs_human")
 RUNS = 50
 
 
@@ -47,8 +45,7 @@ def page() -> None:
         return
     run_id = str(run["id"])
     summary = read_summary(run_id)
-    step = replayed(summary)
-    _head(runs, run, summary, step)
+    _head(runs, run, summary)
     if summary is None:
         theme.empty(
             f"{run.get('name')} has written no expert records yet. They begin with its first optimizer step.",
@@ -57,17 +54,50 @@ def page() -> None:
             {"run": run_id},
         )
         return
-    charts.told("tiles", run_id, tiles_of(summary), key=f"tiles_{run_id}", step=step, live=is_live(run))
-    layer = number_of("layer", int(summary.get("layers") or 1))
-    if layer is None:
-        layer = worst_layer(summary)
-    expert = number_of("expert", int(summary.get("experts") or 1))
+    shown = experts_shown.of(run, summary)
+    charts.told("tiles", run_id, tiles_of(summary), key=f"tiles_{run_id}", step=shown.step, live=shown.live)
+    charts.timeline(shown.stretch, key=f"timeline_{run_id}", newest=shown.newest, picked=address.picked)
+    _body(runs, shown)
+
+
+def _body(runs: Sequence[Row], shown: Shown) -> None:
+    """The map at the left, the chosen panel at the right; two runs have a map each."""
+    panel = address.choice("panel", address.PANELS, "layer")
     left, right = st.columns([52, 48], gap="medium")
     with left:
-        _map(run, summary, layer, expert, step)
+        if panel == "compare":
+            experts_compare.maps(runs, shown)
+        else:
+            _map(shown)
     with right:
-        _layer(run, summary, layer, expert, step)
-        experts_controller.section(run_id, layer, replay=step is not None)
+        _panel_row(shown)
+        if panel == "compare":
+            experts_compare.figures(runs, shown)
+        else:
+            experts_panels.PANELS[panel](shown)
+
+
+def _panel_row(shown: Shown) -> None:
+    """Which panel stands here, and what can be saved of the page."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", key="tt_section_experts_panels"):
+        address.segmented("Panel", "panel", address.PANELS, "layer")
+        with st.container(key="experts_saving", width="stretch"):
+            charts.saving(
+                shown.stretch,
+                shown.name,
+                theme.file_name(shown.name),
+                key=f"saving_{shown.run_id}",
+                newest=shown.newest,
+                query=records_of(shown),
+            )
+
+
+def records_of(shown: Shown) -> dict[str, Any]:
+    """Which records are saved: one layer's loads beside a panel of one layer, else the statistics of all layers."""
+    panel = address.choice("panel", address.PANELS, "layer")
+    if panel in ("layer", "expert", "controller"):
+        return {"what": "loads", "layers": shown.layer}
+    return {"what": "loads" if panel == "ranks" else "layers"}
 
 
 def chosen_run(runs: Sequence[Row], named: str | None) -> Row | None:
@@ -91,52 +121,9 @@ def chosen_run(runs: Sequence[Row], named: str | None) -> Row | None:
     return found
 
 
-def replayed(summary: Row | None) -> int | None:
-    """The step that the address names, at most the newest one; None while the page follows the run."""
-    newest = int((summary or {}).get("step") or 0)
-    if "step" not in st.query_params or newest < 1:
-        return None
-    named = number_of("step", newest + 1)
-    return newest if named is None else named
-
-
-def read_summary(run_id: str, *, quiet: bool = False) -> Row | None:
-    """The summary of the run's newest record; None when there is none yet or it cannot be read now."""
-    path = f"runs/{run_id}/experts/summary"
-    try:
-        found = data.get(path)
-    except data.ApiError as error:
-        if error.status == 404:
-            return None
-        found = theme.load(path, quiet=quiet)
-    return found if isinstance(found, dict) and found.get("layers") else None
-
-
-def number_of(name: str, count: int) -> int | None:
-    """The whole number that the address gives for `name`, when it is one of `count`; None otherwise."""
-    text = str(st.query_params.get(name) or "")
-    return int(text) if text.isascii() and text.isdigit() and int(text) < count else None
-
-
-def worst_layer(summary: Row) -> int:
-    """The layer that the summary calls the worst; the first when it does not say."""
-    worst = summary.get("worst_layer")
-    found = worst.get("layer") if isinstance(worst, dict) else worst
-    return int(found) if isinstance(found, int | float) else 0
-
-
-def sentence_of(summary: Row) -> tuple[str, str, str]:
-    """(lead, rest, level) of the summary's sentence, whether it comes as text or in its parts."""
-    told = summary.get("sentence")
-    if isinstance(told, dict):
-        return str(told.get("lead") or ""), str(told.get("rest") or ""), str(told.get("level") or "ok")
-    lead, stop, rest = str(told or "").partition(". ")
-    return lead + stop.strip(), rest, str(summary.get("level") or "ok")
-
-
-def _head(runs: Sequence[Row], run: Row, summary: Row | None, step: int | None) -> None:
+def _head(runs: Sequence[Row], run: Row, summary: Row | None) -> None:
     names = {str(row["id"]): str(row.get("name") or row["id"]) for row in (*runs, run)}
-    run_id = str(run["id"])
+    run_id, step = str(run["id"]), experts_shown.replayed(summary)
     st.session_state["experts_run"] = run_id
     with theme.head_row():
         st.selectbox(
@@ -148,19 +135,13 @@ def _head(runs: Sequence[Row], run: Row, summary: Row | None, step: int | None) 
                 first = dict(zip(("lead", "rest", "level"), sentence_of(summary), strict=True))
                 charts.told("sentence", run_id, first, key=f"said_{run_id}", step=step, live=is_live(run))
         with st.container(key="experts_age", width=150):
-            charts.badge(f"/frames/experts/{run_id}", key=f"age_{run_id}", live=is_live(run))
+            charts.badge(f"/frames/experts/{quote(run_id, safe='')}", key=f"age_{run_id}", live=is_live(run))
         if (summary or run).get("simulated"):
             theme.badges(None, simulated=True)
 
 
-def is_live(run: Row) -> bool:
-    """True while more steps may come."""
-    return run.get("status") in LIVE_STATUS
-
-
 def _name_run() -> None:
-    st.query_params.clear()
-    st.query_params["run"] = st.session_state["experts_run"]
+    address.go_to_run(st.session_state["experts_run"])
 
 
 def tiles_of(summary: Row) -> list[dict[str, Any]]:
@@ -168,108 +149,27 @@ def tiles_of(summary: Row) -> list[dict[str, Any]]:
     return [dict(tile) for tile in summary.get("tiles") or ()][:7]
 
 
-def _map(run: Row, summary: Row, layer: int, expert: int | None, step: int | None) -> None:
+def _map(shown: Shown) -> None:
     """The map of all layers, live or as it was at one step; or the same as a table."""
-    run_id, newest = str(run["id"]), int(summary.get("step") or 0)
-    mode = str(st.session_state.get("experts_mode") or "Load")
-    with theme.section_row("Load by layer and expert", EXPLAINED[mode], key="experts_map"):
-        st.segmented_control(
-            "Shown", [*MODES, TABLE], key="experts_mode", default="Load", required=True, label_visibility="collapsed"
-        )
-        st.session_state["experts_when"] = "Live" if step is None else "Replay"
-        st.segmented_control(
-            "When",
-            ["Live", "Replay"],
-            key="experts_when",
-            required=True,
-            label_visibility="collapsed",
-            on_change=_name_when,
-            args=(newest,),
-        )
-    if step is not None:
-        _slider(step, newest)
-    count = int(summary.get("layers") or 8)
-    if mode != TABLE:
+    mode = address.choice("mode", address.MODES, "load")
+    with theme.section_row("Layers and experts", EXPLAINED[mode], key="experts_map"):
+        address.segmented("Shown", "mode", address.MODES, "load")
+    run_id, few = shown.run_id, shown.layers <= FEW_LAYERS
+    if mode != "table":
         charts.experts(
             run_id,
             key=f"map_{run_id}",
-            mode=MODES[mode],
-            layer=layer,
-            expert=expert,
-            step=step,
-            live=is_live(run),
-            layers=count,
-            label=sentence_of(summary)[0],
+            mode=cast("charts.Mode", mode),
+            layer=shown.layer,
+            expert=shown.expert,
+            step=shown.step,
+            live=shown.live,
+            layers=shown.layers,
+            label=sentence_of(shown.summary)[0],
             history_label="64 steps",
-            picked=_picked,
+            picked=address.picked,
         )
-    if mode == TABLE or count <= FEW_LAYERS:
-        charts.layers(run_id, key=f"layers_{run_id}", layer=layer, step=step, live=is_live(run), picked=_picked)
-
-
-def _name_when(step: int) -> None:
-    if st.session_state["experts_when"] == "Replay":
-        st.query_params["step"] = str(step)
-    else:
-        st.query_params.pop("step", None)
-
-
-def _slider(step: int, newest: int) -> None:
-    """The slider of a replay, bound to the address; it ends at the newest step."""
-    st.session_state["experts_step"] = step
-    st.slider(
-        "Step", 0, newest, key="experts_step", label_visibility="collapsed", on_change=_name_step, format="step %d"
-    )
-
-
-def _name_step() -> None:
-    st.query_params["step"] = str(st.session_state["experts_step"])
-
-
-def _picked(choice: Mapping[str, Any]) -> None:
-    """A click or Enter on a cell: the address names it."""
-    for name in ("layer", "expert"):
-        if choice.get(name) is None:
-            st.query_params.pop(name, None)
-        else:
-            st.query_params[name] = str(int(choice[name]))
-
-
-def _layer(run: Row, summary: Row, layer: int, expert: int | None, step: int | None) -> None:
-    """One layer over time, as far as the step that is shown."""
-    run_id, layers = str(run["id"]), int(summary.get("layers") or 1)
-    newest = int(summary.get("step") or 0) if step is None else step
-    window = str(st.session_state.get("experts_window") or "512")
-    steps = WINDOWS.get(window) or max(newest, 1)
-    st.session_state["experts_layer"] = layer
-    with theme.section_row(f"Layer {layer}", column_words(min(steps, max(newest, 1))), key="experts_layer_head"):
-        st.selectbox(
-            "Layer", range(layers), key="experts_layer", format_func="layer {}".format, label_visibility="collapsed",
-            on_change=_name_layer, width=118,
-        )  # fmt: skip
-        st.segmented_control(
-            "Steps", list(WINDOWS), key="experts_window", default="512", required=True, label_visibility="collapsed",
-            help="how many steps back",
-        )  # fmt: skip
-    first = None if WINDOWS.get(window) is None else max(newest - steps, 0)
-    charts.raster(
-        run_id,
-        layer,
-        key=f"raster_{run_id}",
-        expert=expert,
-        window=(first, step),
-        columns=charts.RASTER_COLUMNS,
-        live=is_live(run),
-        picked=_picked,
-    )
-
-
-def _name_layer() -> None:
-    st.query_params["layer"] = str(st.session_state["experts_layer"])
-    st.query_params.pop("expert", None)
-
-
-def column_words(steps: int) -> str:
-    """How many steps one column stands for."""
-    each = max(1.0, steps / charts.RASTER_COLUMNS)
-    return f"one column = {words.plural(round(each), 'step')}"
+    if mode == "table" or few:
+        charts.layers(
+            run_id, key=f"layers_{run_id}", layer=shown.layer, step=shown.step, live=shown.live, picked=address.picked
+        )

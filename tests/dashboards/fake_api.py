@@ -41,7 +41,12 @@ class World:
     codes: set[str] = field(default_factory=lambda: {CODE})
     revoked: set[str] = field(default_factory=set)
     platform: dict[str, Any] = field(default_factory=lambda: {"platforms": [], "problems": []})
+    others: list[Training] = field(default_factory=list)
     url: str = ""
+
+    def trained(self, run: str) -> Training | None:
+        """What a run trained, of the one that the tests look at or of another."""
+        return next((one for one in (self.training, *self.others) if one.run == run), None)
 
 
 def problem(status: int, code: str, title: str) -> JSONResponse:
@@ -100,15 +105,36 @@ def _add_frames(app: FastAPI, world: World) -> None:
 
     @app.get("/api/v1/runs/{run}/experts/frame")
     async def experts_frame(run: str, request: Request, step: int | None = None) -> Response:
-        if run != world.training.run:
-            return problem(404, "not_found", "There is no such run.")
-        return _framed(world.training.frame(step), request)
+        found = world.trained(run)
+        return _framed(found.frame(step), request) if found else no_run()
+
+    @app.get("/api/v1/runs/{run}/experts/swings")
+    async def swings(run: str, request: Request, step: int | None = None) -> Response:
+        found = world.trained(run)
+        return _framed(found.swings(step), request) if found else no_run()
+
+    @app.get("/api/v1/runs/{run}/experts/layers")
+    async def layers(run: str, request: Request, columns: int = 256, steps: int | None = None) -> Response:
+        found = world.trained(run)
+        return _framed(found.layers_over_time(columns, steps), request) if found else no_run()
 
     @app.get("/api/v1/runs/{run}/experts/raster")
-    async def raster(run: str, request: Request, layer: int = 0, columns: int = 256, to: int | None = None) -> Response:
-        if run != world.training.run or layer >= world.training.layers:
+    async def raster(
+        run: str, request: Request, layer: int = 0, columns: int = 256, to: int | None = None, steps: int = 1200
+    ) -> Response:
+        found = world.trained(run)
+        if found is None or layer >= found.layers:
             return problem(404, "not_found", "There is no such layer.")
-        return _framed(world.training.raster(layer, columns, to), request)
+        return _framed(found.raster(layer, columns, to, steps), request)
+
+    @app.get("/api/v1/runs/{run}/experts/export")
+    async def export(run: str, request: Request) -> Response:
+        headers = {"Content-Disposition": f'attachment; filename="{run}.csv"'}
+        return Response(f"query\n{request.url.query}\n", media_type="text/csv", headers=headers)
+
+
+def no_run() -> JSONResponse:
+    return problem(404, "not_found", "There is no such run.")
 
 
 def _add_views(app: FastAPI, world: World) -> None:
@@ -127,9 +153,10 @@ def _add_views(app: FastAPI, world: World) -> None:
 
     @app.get("/api/v1/runs/{run}/experts/summary")
     async def summary(run: str) -> Any:
-        if run != world.training.run:
-            return problem(404, "not_found", "There is no such run.")
-        return world.summary if world.summary is not None else summary_view(world.training)
+        found = world.trained(run)
+        if found is None:
+            return no_run()
+        return world.summary if world.summary is not None and found is world.training else summary_view(found)
 
     @app.get("/api/v1/nodes")
     async def nodes() -> Any:
@@ -357,8 +384,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8400)
     parser.add_argument("--nodes", type=int, default=128)
     parser.add_argument("--layers", type=int, default=40)
+    parser.add_argument("--experts", type=int, default=16)
+    parser.add_argument("--ranks", type=int, default=1)
     options = parser.parse_args()
-    world = World(Training(layers=options.layers), Fleet(options.nodes), [run_row()])
+    world = World(
+        Training(layers=options.layers, experts=options.experts, expert_parallel=options.ranks),
+        Fleet(options.nodes),
+        [run_row(), run_row("run-02", "zaya1-8b-pt1")],
+    )
+    world.others = [Training(run="run-02", layers=options.layers, experts=options.experts, first_step=36_000)]
     uvicorn.run(build(world), host="127.0.0.1", port=options.port, log_level="warning")
 
 

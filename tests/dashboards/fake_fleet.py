@@ -44,6 +44,7 @@ class Training:
     first_step: int = 36_900
     stopped_at: int | None = None
     settling: bool = False
+    expert_parallel: int = 1
 
     @property
     def slots(self) -> int:
@@ -125,6 +126,7 @@ class Training:
         body = pack(
             "experts",
             {
+                **self.rank_load(counts),
                 "counts": ("u4", counts),
                 "bias": ("f4", bias),
                 "delta_bias": ("f4", bias - self.bias(step - 1)),
@@ -149,12 +151,70 @@ class Training:
             **self.words(step),
         )
         # as the server's tag: what is stale has another one, or a page that has this step never hears of it
-        return f'"{self.run}-{step}-{"stopped" if self.stopped_at is not None else "going"}"', body
+        going = "stopped" if self.stopped_at is not None else "going"
+        return f'"{self.run}-{self.layers}-{self.expert_parallel}-{step}-{going}"', body
 
-    def raster(self, layer: int, columns: int = 256, last: int | None = None) -> tuple[str, bytes]:
+    def rank_load(self, counts: NDArray[np.int64]) -> dict[str, tuple[str, NDArray[Any]]]:
+        """What each expert-parallel rank carries of its layer's mean; nothing where there is one rank."""
+        if self.expert_parallel == 1:
+            return {}
+        each = counts[:, : self.experts].reshape(self.layers, self.expert_parallel, -1).sum(axis=2)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {"rank_load": ("f4", each / each.mean(axis=1, keepdims=True))}
+
+    def layers_over_time(self, columns: int = 256, steps: int | None = None) -> tuple[str, bytes]:
+        """Every layer over the last steps; few different ones, so that a large model stays quick to invent."""
+        last = self.step()
+        found = np.unique(np.linspace(last - (steps or 1200), last, columns).round())
+        pool = np.array([self.cv_floor(self.counts(last - back)) for back in range(12)])
+        cv = pool[(found.astype(int) * 7) % 12].T * np.where(found < last - 300, 0.7, 1.0)
+        skips = np.zeros_like(cv)
+        skips[2] = 17 / (self.tokens + 17)
+        arrays = {
+            "cv_floor": cv,
+            "skip_share": skips,
+            "worst": np.nanmax(cv, axis=0),
+            "middle": np.nanmedian(cv, axis=0),
+        }
+        at_s = self.started + (found - self.first_step) * self.seconds_a_step
+        body = pack(
+            "layers",
+            {name: ("f4", values) for name, values in arrays.items()} | {"steps": ("f8", found), "at_s": ("f8", at_s)},
+            run=self.run,
+            layers=self.layers,
+            step=last,
+            at_s=float(at_s[-1]),
+            first_step=int(found[0]),
+            marks=[
+                {
+                    "kind": "restart",
+                    "column": len(found) // 4,
+                    "step": int(found[len(found) // 4]),
+                    "label": "attempt 2",
+                }
+            ],
+        )
+        return f'"{self.run}-layers-{last}-{steps}"', body
+
+    def swings(self, at_step: int | None = None) -> tuple[str, bytes]:
+        """Autocorrelation by lag: chance everywhere, a swing of 2.6 steps in layer 12, nothing known of layer 9."""
+        step = self.step() if at_step is None else at_step
+        found = np.random.default_rng(4).normal(0, 0.03, (self.layers, 32))
+        if self.layers > 12:
+            found[12] = np.cos(2 * np.pi * np.arange(1, 33) / 2.6) * np.linspace(0.9, 0.4, 32)
+        if self.layers > 9:
+            found[9] = np.nan
+        arrays = {"autocorrelation": ("f4", found), "period": ("f4", np.full(self.layers, 2.6))}
+        head = {"run": self.run, "layers": self.layers, "experts": self.experts, "steps": 64}
+        return f'"{self.run}-swings-{step}"', pack("swings", arrays, step=step, at_s=time.time(), **head)
+
+    def raster(
+        self, layer: int, columns: int = 256, last: int | None = None, steps_back: int = 1200
+    ) -> tuple[str, bytes]:
         """One layer over `columns` samples with a restart a quarter in and a change of data near the end."""
-        last = self.step() if last is None else last
-        steps = np.linspace(last - 1200, last, columns).round()
+        last = self.step() if last is None else min(last, self.step())
+        steps = np.unique(np.linspace(last - steps_back, last, columns).round())
+        columns = len(steps)
         counts = np.array([self.counts_of(layer, int(step)) for step in steps]).T
         at_s = self.started + (steps - self.first_step) * self.seconds_a_step
         at_s[: columns // 4] -= 172.0
@@ -171,17 +231,19 @@ class Training:
                 "share": ("f4", share),
                 "cv": ("f4", cv),
                 "bias": ("f4", bias),
+                "skip_share": ("f4", np.full(columns, 17 / (self.tokens + 17) if layer == 2 else 0.0)),
                 "steps": ("f8", steps),
                 "at_s": ("f8", at_s),
             },
             run=self.run,
             layer=layer,
+            experts=self.experts,
             floor_cv=self.floor(),
             marks=marks,
             step=last,
             at_s=float(at_s[-1]),
         )
-        return f'"{self.run}-{layer}-{last}"', body
+        return f'"{self.run}-{layer}-{last}-{columns}"', body
 
     def counts_of(self, layer: int, step: int) -> NDArray[np.int64]:
         lean = self.share(layer, step)

@@ -6,7 +6,7 @@ import fake_api
 import pytest
 from fake_api import World, incident_row, run_row, serving
 from fake_fleet import HOSTILE, Fleet, Training
-from pages_under_test import labels, markup, open_page, shown
+from pages_under_test import labels, markup, open_page
 from streamlit.testing.v1 import AppTest
 
 from dashboards import data
@@ -204,76 +204,6 @@ def test_fleet_an_unknown_node_says_so_and_can_be_closed(world: World) -> None:
     assert "There is no such node." in markup(opened)
     opened.button(key="node_close").click().run()
     assert "node" not in opened.query_params
-
-
-def test_experts_shows_the_run_and_the_layer_of_the_address(world: World) -> None:
-    opened = page("experts", layer="5", expert="3")
-    text = markup(opened)
-    for part in ("<h2>Layer 5</h2>", "SIMULATED"):
-        assert part in text
-    assert canvases(opened) == ["sentence", "badge", "tiles", "experts", "layers", "raster", "controller"]
-    assert shown(opened, "sentence")["first"]["lead"] == "Layer 23 sends 2.1× its share to expert 7"
-    assert [tile["label"] for tile in shown(opened, "tiles")["first"]][:2] == ["worst layer", "median layer"]
-
-
-def test_experts_of_a_large_model_have_their_table_behind_a_choice(world: World) -> None:
-    world.training = Training(layers=40)
-    opened = page("experts")
-    assert "layers" not in canvases(opened)
-    opened.segmented_control(key="experts_mode").set_value("Table").run()
-    assert canvases(opened)[:4] == ["sentence", "badge", "tiles", "layers"]
-
-
-def test_experts_replays_the_step_of_the_address(world: World) -> None:
-    world.summary = fake_api.summary_view(world.training)
-    opened = page("experts", step="36890")
-    assert opened.slider(key="experts_step").value == 36890
-    for kind in ("sentence", "tiles", "experts", "layers"):
-        told = shown(opened, kind)
-        assert (told["url"], told["once"]) == ("/frames/experts/run-01?step=36890", True), kind
-    raster = shown(opened, "raster")
-    assert "to=36890" in raster["url"] and (raster["until"], raster["once"]) == (36890, True)
-    assert f"now, step {shown_step(world)}" in markup(opened), "what is not of that step says so"
-    opened.segmented_control(key="experts_when").set_value("Live").run()
-    assert "step" not in opened.query_params and not opened.slider
-    assert shown(opened, "tiles")["url"] == "/frames/experts/run-01"
-
-
-def shown_step(world: World) -> str:
-    assert world.summary is not None
-    return f"{world.summary['step']:,}"
-
-
-def test_experts_finds_a_run_however_old_it_is(world: World) -> None:
-    world.older = [run_row("old-1", "old"), run_row("old-2")]
-    world.training.run = "old-1"
-    for named in ("old-1", "old"):
-        opened = page("experts", run=named)
-        assert opened.selectbox(key="experts_run").value == "old-1"
-        assert shown(opened, "experts")["url"] == "/frames/experts/old-1"
-
-
-def test_experts_of_a_run_that_is_not_there_shows_no_other(world: World) -> None:
-    opened = page("experts", run="nope")
-    assert "There is no run nope." in markup(opened) and canvases(opened) == []
-
-
-@pytest.mark.parametrize("layer", ["99", "-1", "x", "1e3", "²"])
-def test_experts_an_address_that_names_nothing_falls_back(world: World, layer: str) -> None:
-    world.summary = {**fake_api.summary_view(world.training), "worst_layer": {"layer": 3}}
-    assert "<h2>Layer 3</h2>" in markup(page("experts", layer=layer, expert=layer))
-
-
-def test_experts_without_runs_offers_the_first(world: World) -> None:
-    world.runs = []
-    assert "No run has trained yet" in markup(page("experts"))
-
-
-def test_experts_of_a_run_without_records_says_when_they_begin(world: World) -> None:
-    world.training.run = "another"
-    opened = page("experts")
-    assert "has written no expert records yet" in markup(opened)
-    assert "experts" not in canvases(opened)
 
 
 @pytest.mark.parametrize(("name", "path"), [("now", "/now"), ("fleet", "/nodes"), ("experts", "/runs")])

@@ -170,6 +170,8 @@ def test_a_viewer_who_has_the_frame_gets_304_and_no_bytes(api: Api, clock: Clock
             {"layer": "3", "from": "1", "to": "", "columns": "9"},
             "/api/v1/runs/r/experts/raster?layer=3&from=1&columns=9",
         ),
+        ("layers", "r", {"steps": "64", "layer": "3"}, "/api/v1/runs/r/experts/layers?steps=64"),
+        ("swings", "r", {"step": "5"}, "/api/v1/runs/r/experts/swings?step=5"),
     ],
 )
 def test_only_known_parameters_pass(kind: str, run: str, query: dict[str, str], address: str) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from controlplane.clock import ManualClock
-from controlplane.services import experts_over_time, frames, views_experts
+from controlplane.services import experts_frame, experts_over_time, frames, views_experts
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
+from controlplane.store import expert_merging, expert_thinning, experts
 from controlplane.store.engine import Store
+from controlplane.store.expert_records import ExpertStep, Shape, encode_steps
 from tests.services.batches import START, add_run, batch, expert
 
 SHIFT = 60
 
 
 @pytest.fixture
-def live(store: Store) -> Iterator[Live]:
+def live(store: Store) -> Live:
     """A run of 100 steps whose data change at step SHIFT and whose second attempt does steps 81 to 100."""
     clock = ManualClock(START)
     found = Live(store, clock)
@@ -30,7 +32,7 @@ def live(store: Store) -> Iterator[Live]:
         records = tuple(expert(step, counts=counts_at(step), attempt_no=attempt_no) for step in steps)
         ingest.submit(batch(number, experts=records), START).result(30)
     ingest.stop()
-    yield found
+    return found
 
 
 def counts_at(step: int) -> np.ndarray:
@@ -106,3 +108,51 @@ def test_a_layer_that_swings_shows_its_period(store: Store, live: Live, step: in
     assert arrays["period"][3] == pytest.approx(2.0)
     assert arrays["autocorrelation"][3, 0] < -0.9 and arrays["autocorrelation"][3, 1] > 0.9
     assert np.isnan(arrays["autocorrelation"][1]).all(), "a layer that says nothing is not calm"
+
+
+def old_steps(store: Store, count: int = 700) -> None:
+    """A long run's steps, written, merged, and thinned as they are after ten days: every eighth has its counts."""
+    shape = Shape(layers=2, slots=5, experts=4, top_k=1)
+    dice = np.random.default_rng(3)
+    for begin in range(0, count, 64):
+        steps = [
+            ExpertStep(
+                "run-1", 1, step, START + step, 1, 400, 0, shape,
+                dice.multinomial(400, [0.25] * 4 + [0.0], size=2).astype(np.uint32), np.zeros((2, 5), np.float32),
+            )
+            for step in range(begin, min(begin + 64, count))
+        ]  # fmt: skip
+        bounds = (steps[0].step, steps[-1].step, len(steps))
+        with store.write() as session:
+            session.add(experts.chunk_row("run-1", 1, shape, encode_steps(steps), level=0, steps=bounds))
+    expert_merging.compact_once(store)
+    assert expert_thinning.thin_once(store, START + count + 10 * expert_thinning.DAY_S, expert_thinning.Policy()) > 0
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(100, 100), (400, 400), (403, 400), (405, 408)])
+def test_of_a_step_that_was_thinned_the_nearest_one_is_shown_and_said(store: Store, asked: int, shown: int) -> None:
+    add_run(store)
+    old_steps(store)
+    live = Live(store, ManualClock(START))
+    with store.read() as session:
+        found = views_experts.frame_at(session, live, "run-1", asked)
+        assert views_experts.frame_at(session, live, "run-1", 5000) is None
+    assert found is not None
+    head, arrays = frames.unpack(found[1])
+    assert (head["step"], head["asked"]) == (shown, asked)
+    assert np.isfinite(arrays["history"]).all(), "every step has its statistics"
+    thinned = shown > 320
+    assert np.isnan(arrays["lag1"]).all() == thinned and np.isnan(arrays["delta_bias"]).all() == thinned
+
+
+def test_expert_parallel_ranks_are_told_as_far_as_they_are_declared() -> None:
+    counts = np.array([[300, 100, 100, 100, 7], [0, 0, 0, 0, 0]], np.uint32)
+    step = ExpertStep(
+        "run-1", 1, 5, START, 1, 600, 0, Shape(2, 5, 4, 1), counts, np.zeros((2, 5), np.float32), layout=(2, 1, 1)
+    )  # fmt: skip
+    meta, arrays = experts_frame.of_window([step])
+    assert meta["expert_parallel"] == 2
+    assert arrays["rank_load"][0].tolist() == pytest.approx([4 / 3, 2 / 3])
+    assert np.isnan(arrays["rank_load"][1]).all()
+    for layout in ((1, 1, 1), (3, 1, 1)):
+        assert "rank_load" not in experts_frame.of_window([replace(step, layout=layout)])[1]

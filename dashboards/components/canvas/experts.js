@@ -1,15 +1,19 @@
 // Layer x expert: one row a layer, one column an expert, then the skip slot's frame; the side columns continue the rows.
 
 import { drawSide, sideOf } from "./experts_side.js"
+import { drawGrid, gridOf, kept, scales } from "./grid.js"
 import {
-  box, css, duration, grouped, hatch, loadColor, signed, signedColor, text, two, veil,
+  box, css, duration, grouped, hatch, loadColor, sequenceColor, signed, signedColor, text, two, veil,
 } from "./paint.js"
 
 const LEFT = 28
 const HEAD = 56
 const FOOT = 6
-const BELOW = 300
-const MODES = { load: "share", bias: "bias", change: "delta_bias" }
+// What stands above and below the map on its page, in pixels.
+const BELOW = 346
+// The run's name above one of two maps.
+const NAMED = 27
+const MODES = { load: "share", counts: "counts", bias: "bias", change: "delta_bias" }
 
 export const experts = {
   draw(view) {
@@ -19,11 +23,14 @@ export const experts = {
     view.board = board
     drawLegend(context, view, board)
     drawHeads(context, view, board)
+    drawCells(context, view, board)
     for (let layer = 0; layer < board.layers; layer++) drawRow(context, view, board, layer)
     drawSide(context, view, board)
-    drawOutline(context, view, board)
+    drawChosen(context, view, board)
     if (view.stale) veil(context, view.tokens, LEFT, HEAD, view.width - LEFT, board.bottom - HEAD, view.staleWords())
   },
+
+  over: (view, context) => drawPointed(context, view, view.board),
 
   at(view, x, y) {
     const { board } = view
@@ -52,12 +59,16 @@ export const experts = {
 
   words(view, place) {
     const { header, arrays } = view.frame
+    // Of old steps only some have their counts: then the nearest one is shown, and said.
+    if (!place && header.asked !== undefined && header.asked !== header.step) {
+      return [{ text: `step ${grouped(header.step)}`, strong: true }, { text: `is the nearest to ${grouped(header.asked)} whose counts are kept` }]
+    }
     const at = place ?? (view.data.layer === null ? null : { layer: view.data.layer, expert: view.data.expert })
     if (!at || at.layer >= header.layers) return [{ text: "Point at a cell; click or Enter opens its layer." }]
     const name = `layer ${two(at.layer, header.layers)}`
     if (isSilent(view.frame, at.layer)) return [{ text: name, strong: true }, { text: "no data in this step" }]
     if (at.expert === null || at.expert === undefined) {
-      return [{ text: name, strong: true }, { text: `CV ${arrays.cv_floor.values[at.layer].toFixed(2)}× floor` }]
+      return [{ text: name, strong: true }, { text: layerWords(view, at.layer) }]
     }
     return cellWords(view, at, name)
   },
@@ -73,23 +84,33 @@ export const experts = {
   },
 }
 
+// What the columns beside the map say of a layer, and how to read it.
+function layerWords(view, layer) {
+  const { cv_floor: cv, lag1 } = view.frame.arrays
+  const lag = lag1.values[layer]
+  const swing = Number.isFinite(lag) ? `  ·  lag-1 ${lag.toFixed(2).replace("-", "−")}, below −0.25 it turns round` : ""
+  return `CV ${cv.values[layer].toFixed(2)}× floor, 1 is as even as chance allows${swing}`
+}
+
 // A model of few layers gets taller rows, so that its map is still a map.
 const tallest = (layers) => (layers <= 12 ? 34 : layers < 24 ? 28 : 20)
 
+// At 900 pixels all 40 rows of a model fit; very many get as little as can still be told apart.
+export const rowHigh = (layers, more = 0) =>
+  Math.max(layers > 48 ? 9 : 12.5, Math.min(tallest(layers), Math.floor(((window.innerHeight - BELOW - more) * 10) / layers) / 10))
+
 function boardOf(view) {
   const { layers, experts: count, slots } = view.frame.header
-  // A replay has its slider above the map.
-  const room = window.innerHeight - BELOW - (view.data.once ? 48 : 0)
-  const row = Math.max(13, Math.min(tallest(layers), Math.floor((room * 10) / layers) / 10))
+  const row = rowHigh(layers, view.data.bare ? NAMED : 0)
   const skips = slots > count
-  const columns = sideOf(view.width, count)
+  const columns = view.data.bare ? null : sideOf(view.width, count)
   const side = view.width - (columns?.width ?? 0)
   const skipWide = skips ? 20 : 0
   const right = side - (columns?.gap ?? 0) - (skips ? skipWide + 6 : 0)
   const column = (right - LEFT) / count
   return {
     layers, experts: count, slots, skips, row, column, right, skip: right + 6, skipWide, side, columns,
-    bottom: HEAD + row * layers, top: HEAD, gap: column >= 4 ? 1 : 0,
+    bottom: HEAD + row * layers, top: HEAD, gap: column >= 4 ? 1 : 0, high: row - (row >= 6 ? 1 : 0),
   }
 }
 
@@ -108,41 +129,52 @@ function realTotal(frame, layer) {
   return total
 }
 
+// All cells as one picture: the colour of each expert of each layer in the chosen mode, silent layers left out.
+function drawCells(context, view, board) {
+  const { frame, tokens, data } = view
+  const mode = MODES[data.mode] ?? "share"
+  const cells = kept(view, "cells", [frame, mode, tokens], () => cellsOf(view, board, mode))
+  const gapY = board.row - board.high
+  drawGrid(context, cells, {
+    x: LEFT, y: HEAD, width: board.right - LEFT, height: board.bottom - HEAD, background: tokens.bg, gapX: board.gap, gapY,
+  })
+}
+
+function cellsOf(view, board, mode) {
+  const { frame } = view
+  const { slots, layers, experts: count } = board
+  const values = frame.arrays[mode === "share" ? "counts" : mode].values
+  const silent = Array.from({ length: layers }, (_, layer) => isSilent(frame, layer))
+  const { load, signed: around, sequence } = scales(view)
+  if (mode === "share") {
+    const fair = silent.map((_, layer) => realTotal(frame, layer) / count)
+    return gridOf(layers, count, (layer, expert) => {
+      if (silent[layer]) return NaN
+      const value = values[layer * slots + expert]
+      return value > 0 && fair[layer] > 0 ? Math.log2(value / fair[layer]) : -2
+    }, load)
+  }
+  const most = largest(view, mode) || 1
+  const known = (value) => (Number.isFinite(value) ? value / most : 0)
+  const at = (layer, expert) => (silent[layer] ? NaN : known(values[layer * slots + expert]))
+  return gridOf(layers, count, at, mode === "counts" ? sequence : around)
+}
+
 function drawRow(context, view, board, layer) {
   const { frame, tokens } = view
   const top = HEAD + layer * board.row
-  const high = board.row - 1
   drawRowName(context, view, board, layer, top)
   if (isSilent(frame, layer)) {
-    hatch(context, LEFT, top, board.right - LEFT, high, tokens.hatch)
-    if (board.skips) hatch(context, board.skip, top, board.skipWide, high, tokens.hatch)
+    hatch(context, LEFT, top, board.right - LEFT, board.high, tokens.hatch)
+    if (board.skips) hatch(context, board.skip, top, board.skipWide, board.high, tokens.hatch)
     return
   }
-  const paint = painter(view, layer)
+  const dead = frame.arrays.dead.values
   for (let expert = 0; expert < board.experts; expert++) {
-    const x = LEFT + expert * board.column
-    const index = layer * board.slots + expert
-    if (frame.arrays.dead.values[index]) drawDead(context, view, x, top, board.column - board.gap, high)
-    else {
-      context.fillStyle = css(paint(index))
-      context.fillRect(x, top, board.column - board.gap, high)
-    }
+    if (!dead[layer * board.slots + expert]) continue
+    drawDead(context, view, LEFT + expert * board.column, top, board.column - board.gap, board.high)
   }
-  if (board.skips) drawSkip(context, view, board, layer, top, high)
-}
-
-// The colour of each slot of a layer in the chosen mode.
-function painter(view, layer) {
-  const { frame, tokens, data } = view
-  const mode = MODES[data.mode] ?? "share"
-  if (mode === "share") {
-    const fair = realTotal(frame, layer) / frame.header.experts
-    const counts = frame.arrays.counts.values
-    return (index) => loadColor(tokens, counts[index] > 0 && fair > 0 ? Math.log2(counts[index] / fair) : -2)
-  }
-  const values = frame.arrays[mode].values
-  const most = largest(view, mode)
-  return (index) => signedColor(tokens, most > 0 ? values[index] / most : 0)
+  if (board.skips) drawSkip(context, view, board, layer, top, board.high)
 }
 
 // The largest size of a signed measure over the real experts, kept for one frame.
@@ -153,14 +185,16 @@ function largest(view, mode) {
   const values = frame.arrays[mode].values
   let most = 0
   for (let index = 0; index < values.length; index++) {
-    if (index % slots < count) most = Math.max(most, Math.abs(values[index]))
+    const size = Math.abs(values[index])
+    if (index % slots < count && size > most) most = size
   }
   Object.assign(view, { largestOf: frame, largestMode: mode, largestValue: most })
   return most
 }
 
-function drawDead(context, view, x, y, width, height) {
+function drawDead(context, view, x, y, wide, height) {
   const { tokens, frame } = view
+  const width = Math.max(wide, 2)
   const quiet = frame.header.settling
   context.fillStyle = css(tokens.dead)
   context.fillRect(x, y, width, height)
@@ -189,6 +223,10 @@ function drawSkip(context, view, board, layer, top, high) {
 
 function drawRowName(context, view, board, layer, top) {
   const { tokens } = view
+  // Rows too low for a number each: every other one, and always the chosen one.
+  const every = board.row < 10 ? 2 : 1
+  if (layer % every && layer !== view.data.layer) return
+  if (every > 1 && layer !== view.data.layer && Math.abs(layer - (view.data.layer ?? -9)) < every) return
   const level = levelOf(view, layer)
   const chosen = layer === view.data.layer
   const color = chosen ? tokens.link : { fault: tokens["fault-text"], warn: tokens["warn-text"], ok: tokens.faint }[level]
@@ -212,6 +250,7 @@ function drawHeads(context, view, board) {
   const { tokens, data } = view
   const every = Math.max(1, Math.ceil((board.experts > 100 ? 28 : 20) / board.column))
   for (let expert = 0; expert < board.experts; expert += every) {
+    if (board.skips && LEFT + (expert + 0.5) * board.column > board.right - 10 && board.column < 12) continue
     const chosen = expert === data.expert
     text(context, String(expert), LEFT + (expert + 0.5) * board.column - 0.5, HEAD - 10, chosen ? tokens.link : tokens.faint, {
       align: "center", weight: chosen ? 600 : 400, size: 10.5,
@@ -220,25 +259,37 @@ function drawHeads(context, view, board) {
   if (board.skips) text(context, "skip", board.skip + board.skipWide / 2, HEAD - 10, tokens.faint, { align: "center", size: 10.5 })
 }
 
+const PAINTS = {
+  load: (tokens, share) => loadColor(tokens, share * 4 - 2),
+  counts: (tokens, share) => sequenceColor(tokens, share),
+  bias: (tokens, share) => signedColor(tokens, share * 2 - 1),
+}
+
+// What the ends and the middle of the scale mean, and a word on how it is made.
+function scaleWords(view, mode) {
+  if (mode === "load") return [["¼×", "½×", "1/E", "2×", "4×"], "grey: within ±10 %"]
+  const most = largest(view, MODES[mode])
+  if (mode === "counts") return [["0", "", grouped(most / 2), "", grouped(most)], "tokens in this step"]
+  const digits = most >= 1 ? 2 : most >= 0.01 ? 3 : 5
+  return [[signed(-most, digits), "", "0", "", signed(most, digits)], "ends at the largest"]
+}
+
 function drawLegend(context, view, board) {
   const { tokens, data } = view
-  const wide = Math.min(176, (board.right - LEFT) / (view.width < 460 ? 1 : 2))
-  const load = (MODES[data.mode] ?? "share") === "share"
+  const mode = MODES[data.mode] ? data.mode : "load"
+  const narrow = board.right - LEFT < 300
+  const wide = Math.min(176, (board.right - LEFT) / (narrow ? 1 : 2))
+  const paint = PAINTS[mode] ?? PAINTS.bias
   for (let x = 0; x < wide; x++) {
-    const value = (x / (wide - 1)) * 2 - 1
-    context.fillStyle = css(load ? loadColor(tokens, value * 2) : signedColor(tokens, value))
+    context.fillStyle = css(paint(tokens, x / (wide - 1)))
     context.fillRect(LEFT + x, 4, 1, 8)
   }
-  const most = load ? 0 : largest(view, MODES[data.mode])
-  const digits = most >= 1 ? 2 : most >= 0.01 ? 3 : 5
-  const marks = load
-    ? ["¼×", "½×", "1/E", "2×", "4×"]
-    : [signed(-most, digits), "", "0", "", signed(most, digits)]
+  const [marks, made] = scaleWords(view, mode)
   marks.forEach((mark, index) => {
     text(context, mark, LEFT + (wide * index) / 4, 21, tokens.muted, { align: "center", size: 10.5 })
   })
   let x = LEFT + wide + 22
-  if (view.width < 460) return
+  if (narrow) return
   context.fillStyle = css(tokens.dead)
   context.fillRect(x, 4, 10, 8)
   box(context, x, 4, 10, 8, view.frame.header.settling ? tokens.off : tokens.fault)
@@ -247,16 +298,24 @@ function drawLegend(context, view, board) {
   hatch(context, x, 4, 10, 8, tokens.muted, 3)
   text(context, "no data", x + 15, 8.5, tokens.muted)
   x += 68
-  if (x + 90 < view.width) text(context, load ? "neutral ±10 %" : "fixed at its largest", x, 8.5, tokens.muted)
+  if (x + 90 < view.width) text(context, made, x, 8.5, tokens.muted)
 }
 
-function drawOutline(context, view, board) {
-  const { tokens, data, cursor } = view
-  if (data.layer !== null && data.layer < board.layers) {
-    box(context, LEFT - 2, HEAD + data.layer * board.row - 1.5, view.width - LEFT + 1, board.row + 2, tokens.link, 1.5)
-  }
-  const at = cursor ?? null
-  if (!at || at.expert === null || at.expert === undefined) return
+// The chosen layer through all its columns, and the chosen expert's cell.
+function drawChosen(context, view, board) {
+  const { tokens, data } = view
+  const { layer, expert } = data
+  if (layer === null || layer === undefined || layer >= board.layers) return
+  const top = HEAD + layer * board.row
+  box(context, LEFT - 2, top - 1.5, view.width - LEFT + 1, board.row + 2, tokens.link, 1.5)
+  if (expert === null || expert === undefined || expert >= board.experts) return
+  const wide = Math.max(board.column - board.gap, 4)
+  box(context, LEFT + expert * board.column - 0.5, top - 0.5, wide + 1, board.high + 1, tokens.link, 1.5)
+}
+
+function drawPointed(context, view, board) {
+  const { tokens, cursor: at } = view
+  if (!board || !at || at.expert === null || at.expert === undefined) return
   const skip = at.expert >= board.experts
   const x = skip ? board.skip : LEFT + at.expert * board.column
   const wide = skip ? board.skipWide : Math.max(board.column - board.gap, 3)
@@ -266,7 +325,7 @@ function drawOutline(context, view, board) {
 function drawWaiting(view) {
   const { tokens } = view
   const rows = view.data.layers ?? 8
-  const row = Math.max(13, Math.min(tallest(rows), (window.innerHeight - BELOW) / rows))
+  const row = rowHigh(rows, view.data.bare ? NAMED : 0)
   const context = view.begin(HEAD + row * rows + FOOT)
   for (let layer = 0; layer < rows; layer++) {
     context.fillStyle = css(tokens.panel)
@@ -287,7 +346,7 @@ function cellWords(view, at, name) {
   const total = realTotal(view.frame, at.layer)
   const share = total ? count / total : 0
   const parts = [
-    `${(share * 100).toFixed(2)} % of tokens, fair ${(100 / header.experts).toFixed(2)} %`,
+    `${grouped(count)} tokens, ${(share * 100).toFixed(2)} % of the layer's, fair ${(100 / header.experts).toFixed(2)} %`,
     `${(share * header.experts).toFixed(2)}×`,
     `bias ${signed(arrays.bias.values[index], 4)}`,
     `last change ${signed(arrays.delta_bias.values[index], 5)}`,

@@ -49,10 +49,11 @@ const pollers = new Map()
 
 // Call `listen({frame, missed, skew})` for every change at `url`; returns the function that ends it. Everyone on the
 // page who asks for one address shares one request a second; it pauses while the page is hidden.
-export function subscribe(url, listen, { once = false } = {}) {
+// `every` is how many seconds lie between two requests, 1 unless said; the first who asks decides.
+export function subscribe(url, listen, { once = false, every = 1 } = {}) {
   let poller = pollers.get(url)
   if (!poller) {
-    poller = new Poller(url, once)
+    poller = new Poller(url, once, every ?? 1)
     pollers.set(url, poller)
   }
   poller.listeners.add(listen)
@@ -68,9 +69,10 @@ export function subscribe(url, listen, { once = false } = {}) {
 }
 
 class Poller {
-  constructor(url, once) {
+  constructor(url, once, every) {
     this.url = url
     this.once = once
+    this.every = every
     this.listeners = new Set()
     this.state = { frame: null, etag: "", missed: 0, skew: 0, status: 0, polls: 0, bytes: 0 }
     this.timer = 0
@@ -106,7 +108,7 @@ class Poller {
 
   // A page that cannot be read is asked less often, up to every ten seconds.
   delay() {
-    return Math.min(POLL_MS * Math.max(1, this.state.missed - MISSED + 1), 10 * POLL_MS)
+    return Math.min(POLL_MS * Math.max(this.every, this.state.missed - MISSED + 1), 10 * POLL_MS)
   }
 
   async fetch() {

@@ -3,20 +3,25 @@
 // A column is one sample. Where two samples stand further apart than usual nothing was measured: that stays hatched and
 // no line is drawn across it.
 
-import { axisOf, drawMarks, drawTicks } from "./raster_axis.js"
-import { css, hatch, line, loadColor, signed, text, two, veil, widthOf } from "./paint.js"
+import { drawGrid, gridOf, kept, scales } from "./grid.js"
+import { moment } from "./moment.js"
+import { css, line, loadColor, signed, text, two, veil, widthOf } from "./paint.js"
+import { axisOf, columnOf, drawMarks, drawTicks, hatchGaps, placeNow, strokeSeries, timed } from "./time_axis.js"
 
 const LEFT = 30
 const RIGHT = 74
 const TOP = 22
 const CV_HIGH = 58
 const BIAS_HIGH = 104
+const SKIP_HIGH = 22
 const TITLE = 24
 const TICKS = 36
 const LABELLED = 4
 const LABEL_HIGH = 9.4
 
 export const raster = {
+  ...timed,
+
   draw(view) {
     if (!view.frame) return drawWaiting(view)
     const plan = planOf(view)
@@ -25,40 +30,47 @@ export const raster = {
     drawLoad(context, view, plan)
     drawCv(context, view, plan)
     drawBias(context, view, plan)
+    drawSkip(context, view, plan)
     drawMarks(context, view, plan)
     drawTicks(context, view, plan)
     drawTitles(context, view, plan)
-    drawCursor(context, view, plan)
     if (view.stale) veil(context, view.tokens, LEFT, TOP, plan.wide, plan.loadHigh, view.staleWords())
   },
 
+  // On the numbers at the left an expert alone is chosen, in the picture its moment too.
   at(view, x, y) {
     const { plan } = view
-    if (!plan || x < LEFT || x >= LEFT + plan.wide || !plan.axis.count) return null
-    const expert = Math.floor((y - TOP) / plan.row)
-    return { column: plan.axis.columnAt(x - LEFT), expert: expert >= 0 && expert < plan.experts ? expert : null }
+    if (!plan || x >= LEFT + plan.wide || !plan.axis.count) return null
+    const row = Math.floor((y - TOP) / plan.row)
+    const expert = row >= 0 && row < plan.experts ? row : null
+    if (x < LEFT) return expert === null ? null : { column: shownColumn(view), expert, name: true }
+    return { column: plan.axis.columnAt(x - LEFT), expert }
   },
 
   move(view, place, direction) {
     const { plan } = view
-    if (!place) return { column: plan.axis.count - 1, expert: view.data.expert ?? 0 }
+    if (!place) return { column: shownColumn(view), expert: view.data.expert ?? 0 }
     const step = { Up: [0, -1], Down: [0, 1], Left: [-1, 0], Right: [1, 0] }[direction] ?? [0, 0]
     const clamp = (value, top) => Math.max(0, Math.min(top - 1, value))
     return { column: clamp(place.column + step[0], plan.axis.count), expert: clamp((place.expert ?? 0) + step[1], plan.experts) }
   },
 
   pick(view, place) {
-    if (place.expert !== null) view.component.setTriggerValue("pick", { layer: view.data.layer, expert: place.expert })
+    const chosen = place.expert === null ? {} : { layer: view.data.layer, expert: place.expert }
+    if (place.name) view.component.setTriggerValue("pick", chosen)
+    else view.show(view.frame.arrays.steps.values[place.column], chosen)
   },
 
-  words(view, place) {
+  words(view, given) {
     const { plan, frame } = view
-    if (!plan || !place) return []
+    const place = plan && placeNow(view, given)
+    if (!place || place.column >= plan.axis.count) return [{ text: "Point at a moment; click or Enter shows it everywhere." }]
     const { steps, cv, bias, share } = frame.arrays
+    const expert = place.expert ?? view.data.expert ?? null
     const parts = [`CV ${cv.values[place.column].toFixed(2)}× floor`]
-    const name = place.expert === null ? "" : ` · expert ${place.expert}`
-    if (place.expert !== null) {
-      const index = place.expert * plan.axis.count + place.column
+    const name = expert === null ? "" : ` · expert ${expert}`
+    if (expert !== null && expert < plan.experts) {
+      const index = expert * plan.axis.count + place.column
       parts.unshift(`${(share.values[index] * plan.experts).toFixed(2)}×`)
       parts.push(`bias ${signed(bias.values[index], 4)}`)
     }
@@ -67,12 +79,15 @@ export const raster = {
 
   label(view) {
     if (!view.frame || !view.plan?.axis.count) return `Layer ${view.data.layer}: no samples in this window.`
-    const last = view.plan.axis.count - 1
+    const last = shownColumn(view)
     const cv = view.frame.arrays.cv.values[last]
     const far = farthest(view).map((expert) => `${expert} at ${now(view, expert).toFixed(2)} times its share`)
     return `Layer ${view.data.layer} over time: CV is ${cv.toFixed(1)} times its floor at its end; farthest experts: ${far.join(", ")}.`
   },
 }
+
+// The column whose values stand at the right: of the step that is shown, else the newest.
+const shownColumn = (view) => columnOf(view.frame.arrays.steps.values, moment.step) ?? view.frame.arrays.steps.values.length - 1
 
 function planOf(view) {
   const [experts, count] = view.frame.arrays.share.shape
@@ -80,49 +95,67 @@ function planOf(view) {
   const wide = Math.max(60, view.width - LEFT - RIGHT)
   const cvTop = TOP + loadHigh + TITLE
   const biasTop = cvTop + CV_HIGH + TITLE
+  const skips = view.frame.arrays.skip_share?.values.some((value) => value > 0)
+  const skipTop = biasTop + BIAS_HIGH + TITLE
+  const bottom = skips ? skipTop + SKIP_HIGH : biasTop + BIAS_HIGH
   return {
     experts, left: LEFT, wide, top: TOP, row: loadHigh / experts, loadHigh, cvTop, cvHigh: CV_HIGH, biasTop, biasHigh: BIAS_HIGH,
-    bottom: biasTop + BIAS_HIGH, height: biasTop + BIAS_HIGH + TICKS, axis: axisOf(view.frame, wide, count),
+    skips, skipTop, bottom, height: bottom + TICKS, axis: axisOf(view.frame, wide, count),
   }
 }
 
 const now = (view, expert) => {
   const { share } = view.frame.arrays
   const [experts, count] = share.shape
-  return share.values[expert * count + count - 1] * experts
+  return share.values[expert * count + shownColumn(view)] * experts
 }
 
-// The experts farthest from a fair share now, in the order of their numbers.
-function farthest(view) {
+// The experts farthest from a fair share at that column, in the order of their numbers; a chosen one is among them.
+export function farthest(view) {
   const [experts] = view.frame.arrays.share.shape
   const far = (expert) => Math.abs(Math.log2(Math.max(now(view, expert), 0.01)))
   return [...Array(experts).keys()]
     .sort((one, other) => far(other) - far(one))
     .slice(0, LABELLED)
-    .filter((expert) => far(expert) > Math.log2(1.1))
+    .filter((expert) => far(expert) > Math.log2(1.1) && expert !== view.data.expert)
+    .concat(view.data.expert !== null && view.data.expert < experts ? [view.data.expert] : [])
     .sort((one, other) => one - other)
 }
 
 function drawLoad(context, view, plan) {
   const { tokens, frame } = view
-  const { share } = frame.arrays
-  const far = new Set(farthest(view))
   text(context, "expert load, × of 1/E", LEFT, 8, tokens.text, { size: 11.5, weight: 500 })
-  const until = view.data.until ?? null
-  text(context, until === null ? "now" : `step ${until}`, view.width - 30, 10, tokens.faint, { align: "right", size: 10.5 })
-  for (let expert = 0; expert < plan.experts; expert++) {
-    const y = TOP + expert * plan.row
-    const strong = far.has(expert)
-    const high = plan.row >= 4 ? plan.row - 1 : plan.row
-    for (let column = 0; column < plan.axis.count; column++) {
-      const value = share.values[expert * plan.axis.count + column] * plan.experts
-      const [x, wide] = plan.axis.span(column)
-      context.fillStyle = css(loadColor(tokens, value > 0 ? Math.log2(value) : -2))
-      context.fillRect(LEFT + x, y, wide, high)
-    }
+  const until = moment.step !== null && columnOf(frame.arrays.steps.values, moment.step) !== null
+  text(context, until ? "at step" : "now", view.width - 30, 10, tokens.faint, { align: "right", size: 10.5 })
+  const { values } = frame.arrays.share
+  const { count } = plan.axis
+  const cells = kept(view, "load", [frame, tokens], () =>
+    gridOf(plan.experts, count, (expert, column) => {
+      const value = values[expert * count + column] * plan.experts
+      return value > 0 ? Math.log2(value) : -2
+    }, scales(view).load),
+  )
+  if (count) drawStretches(context, plan, cells, TOP, plan.loadHigh)
+  if (plan.row >= 4) {
+    context.fillStyle = css(tokens.bg)
+    for (let expert = 1; expert <= plan.experts; expert++) context.fillRect(LEFT, TOP + expert * plan.row - 1, plan.wide, 1)
   }
-  nameExperts(context, view, plan, far)
-  for (const [from, to] of plan.axis.gaps) hatch(context, LEFT + from, TOP, to - from, plan.loadHigh, tokens.hatch)
+  nameExperts(context, view, plan, new Set(farthest(view)))
+  hatchGaps(context, view, plan, TOP, plan.loadHigh)
+}
+
+// A picture of all columns in the stretches between the gaps of its axis.
+export function drawStretches(context, plan, cells, top, high) {
+  const { axis, left } = plan
+  context.imageSmoothingEnabled = false
+  let begin = 0
+  for (let column = 1; column <= axis.count; column++) {
+    if (column < axis.count && !axis.breaksBefore(column)) continue
+    const [from] = axis.span(begin)
+    const [last, wide] = axis.span(column - 1)
+    context.drawImage(cells, begin, 0, column - begin, cells.height, left + from, top, last + wide - from, high)
+    begin = column
+  }
 }
 
 // The numbers at both ends: first the experts that stand out, then as many of the others as have room.
@@ -130,7 +163,8 @@ function nameExperts(context, view, plan, far) {
   const { tokens } = view
   const taken = []
   const rest = [...Array(plan.experts).keys()].filter((expert) => !far.has(expert))
-  for (const expert of [...far, ...rest]) {
+  const first = [...far].sort((one, other) => (other === view.data.expert) - (one === view.data.expert))
+  for (const expert of [...first, ...rest]) {
     const y = TOP + (expert + 0.5) * plan.row
     if (taken.some((other) => Math.abs(other - y) < LABEL_HIGH)) continue
     taken.push(y)
@@ -156,9 +190,9 @@ function drawCv(context, view, plan) {
     text(context, `${mark}×`, LEFT - 5, y(mark), tokens[ink], { align: "right", size: 10.5 })
   }
   strokeSeries(context, plan, (column) => y(cv.values[column]), tokens.text, 1.3)
-  for (const [from, to] of plan.axis.gaps) hatch(context, LEFT + from, plan.cvTop, to - from, plan.cvHigh, tokens.hatch)
+  hatchGaps(context, view, plan, plan.cvTop, plan.cvHigh)
   if (!plan.axis.count) return
-  const last = cv.values[plan.axis.count - 1]
+  const last = cv.values[shownColumn(view)]
   const ink = quiet || last < 1.5 ? tokens.muted : last >= 4 ? tokens["fault-text"] : tokens["warn-text"]
   text(context, `${last.toFixed(1)}×`, LEFT + plan.wide + 6, y(last), ink, { size: 11.5, weight: 600 })
 }
@@ -186,47 +220,51 @@ function drawBias(context, view, plan) {
     const strong = far.includes(expert)
     // The bias rises where the load is too small: its line wears the colour of the load it answers.
     const load = count ? Math.log2(Math.max(now(view, expert), 0.01)) : 0
-    const color = strong ? loadColor(tokens, load < 0 ? Math.min(load, -0.8) : Math.max(load, 0.8)) : tokens.off
-    strokeSeries(context, plan, (column) => y(change(expert, column)), color, strong ? 1.6 : 0.7)
+    const chosen = expert === view.data.expert
+    const told = loadColor(tokens, load < 0 ? Math.min(load, -0.8) : Math.max(load, 0.8))
+    const color = chosen ? tokens.link : strong ? told : tokens.off
+    strokeSeries(context, plan, (column) => y(change(expert, column)), color, chosen ? 2.2 : strong ? 1.6 : 0.7)
   }
-  for (const [from, to] of plan.axis.gaps) hatch(context, LEFT + from, plan.biasTop, to - from, plan.biasHigh, tokens.hatch)
-  line(context, LEFT, plan.bottom, LEFT + plan.wide, plan.bottom, tokens["strong-rule"])
+  hatchGaps(context, view, plan, plan.biasTop, plan.biasHigh)
+  line(context, LEFT, plan.biasTop + plan.biasHigh, LEFT + plan.wide, plan.biasTop + plan.biasHigh, tokens["strong-rule"])
   labelBias(context, view, plan, far, change, y, high - low)
 }
 
 function labelBias(context, view, plan, far, change, y, span) {
   const { tokens } = view
-  const last = plan.axis.count - 1
-  if (last < 0) return
+  if (!plan.axis.count) return
+  const last = shownColumn(view)
   const digits = span >= 0.02 ? 3 : span >= 0.002 ? 4 : 5
   let below = -Infinity
   for (const expert of [...far].sort((one, other) => change(other, last) - change(one, last))) {
     const at = Math.max(y(change(expert, last)), below + 12)
     below = at
-    text(context, String(expert), LEFT + plan.wide + 6, at, tokens.text, { size: 11, weight: 600 })
+    const ink = expert === view.data.expert ? tokens.link : tokens.text
+    text(context, String(expert), LEFT + plan.wide + 6, at, ink, { size: 11, weight: 600 })
     text(context, signed(change(expert, last), digits), LEFT + plan.wide + 24, at, tokens.muted, { size: 10.5 })
   }
 }
 
-// A line through the samples, broken at every gap and at every value that is not known.
-function strokeSeries(context, plan, y, color, width) {
-  context.beginPath()
-  let drawn = false
+// The share of tokens that took a skip slot, from nothing to the most of this window; left out where there is none.
+function drawSkip(context, view, plan) {
+  if (!plan.skips) return
+  const { tokens, frame } = view
+  const { values } = frame.arrays.skip_share
+  let most = 0
+  for (const value of values) if (value > most) most = value
+  const low = plan.skipTop + SKIP_HIGH
+  line(context, LEFT, low, LEFT + plan.wide, low, tokens["strong-rule"])
+  context.fillStyle = css(tokens.warn)
   for (let column = 0; column < plan.axis.count; column++) {
+    if (!(values[column] > 0)) continue
     const [x, wide] = plan.axis.span(column)
-    const at = y(column)
-    if (plan.axis.breaksBefore(column)) drawn = false
-    if (!Number.isFinite(at)) {
-      drawn = false
-      continue
-    }
-    drawn ? context.lineTo(LEFT + x + wide / 2, at) : context.moveTo(LEFT + x + wide / 2, at)
-    drawn = true
+    const high = (values[column] / most) * SKIP_HIGH
+    context.fillRect(LEFT + x, low - high, wide, high)
   }
-  context.lineWidth = width
-  context.strokeStyle = css(color)
-  context.stroke()
+  text(context, percent(values[shownColumn(view)]), LEFT + plan.wide + 6, low - 6, tokens["warn-text"], { size: 11, weight: 600 })
 }
+
+const percent = (share) => (Number.isFinite(share) ? `${(share * 100).toFixed(2)} %` : "–")
 
 // The names of the parts, over the lines that run through all of them.
 function drawTitles(context, view, plan) {
@@ -234,8 +272,9 @@ function drawTitles(context, view, plan) {
   const floor = frame.header.floor_cv
   const titles = [
     [plan.cvTop, "CV ÷ sampling floor", floor ? `floor ${floor.toFixed(3)}: perfect balance with this batch` : ""],
-    [plan.biasTop, "balancing bias b, change since window start", ""],
+    [plan.biasTop, "balancing bias b, change since window start", "a line an expert"],
   ]
+  if (plan.skips) titles.push([plan.skipTop, "skip share", "tokens that no expert took"])
   for (const [top, words, more] of titles) {
     const strong = widthOf(context, words, 11.5, 500)
     const wide = strong + (more ? widthOf(context, more, 10.5) + 16 : 4)
@@ -244,12 +283,6 @@ function drawTitles(context, view, plan) {
     text(context, words, LEFT, top - 11, tokens.text, { size: 11.5, weight: 500 })
     text(context, more, LEFT + strong + 12, top - 11, tokens.faint, { size: 10.5 })
   }
-}
-
-function drawCursor(context, view, plan) {
-  if (!view.cursor || view.cursor.column >= plan.axis.count) return
-  const [x, wide] = plan.axis.span(view.cursor.column)
-  line(context, LEFT + x + wide / 2, TOP, LEFT + x + wide / 2, plan.bottom, view.tokens.muted)
 }
 
 function drawWaiting(view) {

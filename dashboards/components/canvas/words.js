@@ -2,6 +2,8 @@
 //
 // Until the frame comes, and for good where a run has ended, what the page was drawn with stands here.
 
+import { moment } from "./moment.js"
+
 const SIGNS = { warn: "!", fault: "×", nodata: "?" }
 
 export const sentence = {
@@ -28,7 +30,7 @@ export const tiles = {
 }
 
 // The page's own words for a run that has ended are the last ones; a replayed step speaks for itself.
-const shown = (view, name) => (view.live || view.data.once ? view.frame?.header[name] : null) ?? view.data.first
+const shown = (view, name) => (view.live || moment.step !== null ? view.frame?.header[name] : null) ?? view.data.first
 
 function tileOf({ label, value, unit, context, level }) {
   const tile = made("div", "tt-tile")
@@ -43,12 +45,23 @@ function tileOf({ label, value, unit, context, level }) {
 
 const glyph = (level) => made("i", `tt-glyph tt-${level}`, SIGNS[level])
 
-function put(view, child) {
+export function put(view, child) {
   view.canvas.hidden = true
   view.readout.hidden = false
   view.readout.style.opacity = view.stale ? 0.45 : 1
   view.readout.dataset.step = view.frame?.header.step ?? ""
   view.readout.replaceChildren(child)
+}
+
+// A sentence in the picture's place, where there is nothing to draw; and the picture again.
+export function none(view, words) {
+  put(view, made("div", "tt-none", words))
+}
+
+export function some(view) {
+  view.canvas.hidden = false
+  view.readout.hidden = !view.kind.words
+  view.readout.style.opacity = 1
 }
 
 function made(kind, css = "", words = "") {
