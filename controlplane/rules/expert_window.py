@@ -91,7 +91,8 @@ class ExpertWindow:
         """[L] pooled over the window, at least 1; 1 where it is not known."""
         if self.spread is None:
             return np.ones(self.counts.shape[1])
-        return statistics.pooled_design_effect(self.counts[..., : self.experts], *self.spread, self.top_k)
+        squares, freedom, ranks = self.spread
+        return statistics.pooled_design_effect(self.counts[..., : self.experts], squares, freedom, ranks, self.top_k)
 
     @cached_property
     def cv(self) -> statistics.Floats:

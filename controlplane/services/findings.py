@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from agents.readings import Fault, fault_id
 from controlplane.rules import alarms, fleet, training
 from controlplane.rules.book import RuleBook
 from controlplane.rules.findings import RUN, Finding, Judgement, Subject
 from controlplane.runs.ledger import QUARANTINE_SHARE
-from controlplane.services import breaker
+from controlplane.services import breaker, expert_places, expert_windows
 from controlplane.services.peers import Comparison
 from controlplane.services.pulses import no_pulse
 from controlplane.store import experts, incidents, nodes, steps, tables, watch
 from controlplane.store.engine import Session
 from controlplane.store.watch import LiveAttempt
 
-WINDOW_STEPS = 64
 EVERY_STEPS = 8
 """An expert window is judged again after so many new steps: it is the costly part, and a window moves slowly."""
 LOSS_STEPS = 16
@@ -134,24 +131,30 @@ class Watch:
         known = self._experts.get(attempt.run_id)
         if known is not None and known.attempt_no == attempt.no and known.step <= last < known.step + EVERY_STEPS:
             return known.judgement
-        recent = experts.recent(session, attempt.run_id, limit=WINDOW_STEPS)
-        same = [step for step in recent if step.attempt_no == attempt.no and step.shape == recent[-1].shape]
-        if not same:
+        window = expert_windows.of_attempt(session, attempt, offset)
+        if window is None:
             return alarms.unseen(attempt.run_id)
-        window = alarms.ExpertWindow(
-            run_id=attempt.run_id,
-            run_name=attempt.run_name,
-            attempt_no=attempt.no,
-            steps=np.array([step.step for step in same], np.int64),
-            at_s=np.array([step.at_s + offset for step in same], np.float64),
-            counts=np.stack([step.counts for step in same]),
-            bias=np.stack([step.bias for step in same]),
-            experts=same[-1].shape.experts,
-            top_k=same[-1].shape.top_k,
-        )
-        judgement = alarms.judge(window, self.book)
+        judgement = self._placed(session, attempt, alarms.judge(window, self.book))
         self._experts[attempt.run_id] = _Verdict(attempt.no, last, judgement)
         return judgement
+
+    @staticmethod
+    def _placed(session: Session, attempt: LiveAttempt, judgement: Judgement) -> Judgement:
+        """Skewed ranks joined with step time and health: is the rank hot, or sick?"""
+        if not any(finding.rule == "expert-parallel-skew" for finding in judgement.findings):
+            return judgement
+        recent = experts.recent(session, attempt.run_id, limit=expert_windows.WINDOW_STEPS)
+        ranks = expert_places.ranks_view(session, recent) if recent else None
+        if ranks is None:
+            return judgement
+        joined = {"verdict": ranks["sentence"], "tax": ranks["tax"], "skews": ranks["skews"]}
+        findings = tuple(
+            replace(finding, sentence=f"{finding.sentence} {ranks['sentence']}", evidence=finding.evidence | joined)
+            if finding.rule == "expert-parallel-skew"
+            else finding
+            for finding in judgement.findings
+        )
+        return replace(judgement, findings=findings)
 
     def _forget(self, live: set[str]) -> None:
         for cache in (self._experts, self._losses):

@@ -8,7 +8,7 @@ from typing import Any
 
 from agents.readings import INDEX, METRICS, device_of
 from controlplane.rules.book import RuleBook
-from controlplane.services import incident_story
+from controlplane.services import expert_places, incident_story
 from controlplane.services.incident_story import Cost, Story, cost_of, leading
 from controlplane.services.transitions import label
 from controlplane.store import deliveries, events, faults, incidents, nodes, runs, steps, telemetry
@@ -91,6 +91,7 @@ def view(store: Store, book: RuleBook, number: int, now: float) -> Json | None:
             ],
             "kernel": _kernel(session, story, offset),
             "series": _series(session, story, offset),
+            "blast_radius": expert_places.blast_radius(session, story.faults, story.onset_s),
         }
     return {**found, "cli": incident_story.cli(story), "actions": incident_story.actions(story)}
 

@@ -268,6 +268,17 @@ def read_statistics(
     )
 
 
+def read_scalars(session: Session, attempt: tuple[str, int], name: str, *, limit: int) -> NDArray[np.float64]:
+    """A value a step (expert_records._PLAIN) of the first `limit` stored steps of an attempt, in order of writing."""
+    query = select(ExpertChunk.stats).where(_of(*attempt)).order_by(ExpertChunk.first_step, ExpertChunk.id)
+    found: list[NDArray[Any]] = []
+    for stats in session.scalars(query.limit(limit)):
+        found.append(Arrays(stats)[name].astype(np.float64))
+        if sum(map(len, found)) >= limit:
+            break
+    return np.concatenate(found)[:limit] if found else np.zeros(0)
+
+
 def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: int, columns: int) -> Raster | None:
     """One layer of the current view over first ≤ step ≤ last; None if nothing is stored there or no such layer is.
 

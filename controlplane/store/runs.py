@@ -198,6 +198,11 @@ def move_decision(decision: Decision, state: str, *, now: float, verification: d
         decision.verification = verification
 
 
+def attempt(session: Session, run_id: str, no: int) -> Attempt | None:
+    """One attempt of a run; None if there is none of that number."""
+    return session.scalars(select(Attempt).where(Attempt.run_id == run_id, Attempt.no == no)).one_or_none()
+
+
 def attempt_of(session: Session, run_id: str, no: int) -> Attempt:
     """One attempt, for writing; LookupError if it does not exist."""
     query = select(Attempt).where(Attempt.run_id == run_id, Attempt.no == no).with_for_update()

@@ -1,0 +1,87 @@
+"""The window of expert records that the alarms judge, gathered from the store for one live attempt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from controlplane.rules.expert_window import ExpertWindow, Resumed
+from controlplane.store import experts, runs
+from controlplane.store.engine import Session
+from controlplane.store.expert_records import ExpertStep, Spread
+from controlplane.store.watch import LiveAttempt
+
+WINDOW_STEPS = 64
+
+
+def of_attempt(session: Session, attempt: LiveAttempt, offset: float) -> ExpertWindow | None:
+    """The newest records of this attempt that have one shape; None while it has none.
+
+    offset: the server's clock less its nodes'.
+    """
+    recent = experts.recent(session, attempt.run_id, limit=WINDOW_STEPS)
+    same = [step for step in recent if step.attempt_no == attempt.no and step.shape == recent[-1].shape]
+    if not same:
+        return None
+    last = same[-1]
+    mismatch = np.array([step.route_mismatch for step in same], np.float64)
+    is_learning_from_rollouts = bool(np.isfinite(mismatch).any())
+    return ExpertWindow(
+        run_id=attempt.run_id,
+        run_name=attempt.run_name,
+        attempt_no=attempt.no,
+        steps=np.array([step.step for step in same], np.int64),
+        at_s=np.array([step.at_s + offset for step in same], np.float64),
+        counts=np.stack([step.counts for step in same]),
+        bias=np.stack([step.bias for step in same]),
+        experts=last.shape.experts,
+        top_k=last.shape.top_k,
+        spread=spread_of(same),
+        expert_parallel=last.expert_parallel,
+        balanced_until=_balanced_until(session, attempt.run_id),
+        resumed=_resumed(session, attempt, last),
+        mismatch=mismatch if is_learning_from_rollouts else np.zeros(0),
+        mismatch_usual=_usual_mismatch(session, attempt) if is_learning_from_rollouts else math.nan,
+    )
+
+
+def spread_of(steps: Sequence[ExpertStep]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """[3, W, L] as the window takes it; zeros where it is not known."""
+    none = Spread(*np.zeros((3, steps[0].shape.layers)))
+    return np.stack([(step.spread or none).stacked() for step in steps], axis=1)
+
+
+def _balanced_until(session: Session, run_id: str) -> int | None:
+    """The step at which the job's own schedule ends balancing: `router.balancingUntil` of its spec."""
+    run = runs.get(session, run_id)
+    until = run.spec["spec"].get("router", {}).get("balancingUntil") if run is not None else None
+    return int(until) if isinstance(until, int | float) else None
+
+
+def _resumed(session: Session, attempt: LiveAttempt, last: ExpertStep) -> Resumed | None:
+    """How the attempt took up its checkpoint; None if it began at the beginning."""
+    row = runs.attempt(session, attempt.run_id, attempt.no)
+    if row is None or row.resume_checkpoint_id is None or row.first_step is None:
+        return None
+    checkpoint = runs.checkpoint(session, row.resume_checkpoint_id)
+    if checkpoint is None:
+        return None
+    head = checkpoint.bias_checksum[:16]
+    recorded = None
+    if not (last.start_bias and head):
+        recorded = experts.stored_step(session, (checkpoint.run_id, checkpoint.attempt_no, checkpoint.step))
+    return Resumed(
+        first_step=row.first_step,
+        start_bias=last.start_bias,
+        checkpoint_bias=int(head, 16) if len(head) == 16 else 0,
+        before=recorded.bias if recorded is not None else None,
+    )
+
+
+def _usual_mismatch(session: Session, attempt: LiveAttempt) -> float:
+    """The mean share of differing choices in the attempt's first steps that tell it; NaN of none."""
+    told = experts.read_scalars(session, (attempt.run_id, attempt.no), "route_mismatch", limit=WINDOW_STEPS)
+    known = told[np.isfinite(told)]
+    return float(known.mean()) if len(known) else math.nan

@@ -1,0 +1,124 @@
+"""Experts on incidents: what lived on the GPU that failed, whether a skewed rank is hot or sick, a lost bias."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from agents.readings import StepRecord
+from controlplane.services import views_incidents
+from controlplane.store import experts, steps
+from controlplane.store.engine import Store
+from controlplane.store.expert_records import ExpertStep, Shape, encode_steps
+from controlplane.store.tables import Checkpoint
+from tests.incidents.serving import BOOK, Server, add_attempt, change_attempt, fault, start_run
+
+SHAPE = Shape(4, 8, 8, 1)
+WEIGHTS = np.array([1, 1, 1, 1, 2, 2, 1, 1], np.float64)
+
+
+@pytest.fixture
+def server(sqlite_store: Store) -> Server:
+    return Server(sqlite_store)
+
+
+def record(server: Server, step: int, *, attempt_no: int = 1, seconds: float | None = None, **changes: object) -> None:
+    """A step whose third block of two experts carries twice the others' load, times a swing that step time follows."""
+    at_s = server.clock.now() - 300 + step
+    swing = 1 + 0.3 * np.sin(step)
+    weights = np.where(WEIGHTS > 1, WEIGHTS * swing, WEIGHTS)
+    counts = np.random.default_rng(step).multinomial(8192, weights / weights.sum(), SHAPE.layers).astype(np.uint32)
+    made = ExpertStep("run-1", attempt_no, step, at_s, 2, 8192, 0, SHAPE, counts, np.full((4, 8), 0.2, np.float32))
+    made = replace(made, **{"layout": (2, 1, 1), **changes})  # type: ignore[arg-type]  # a test's shorthand
+    with server.store.write() as session:
+        session.add(experts.chunk_row("run-1", attempt_no, SHAPE, encode_steps([made]), level=0, steps=(step, step, 1)))
+        told = StepRecord("run-1", attempt_no, 1, 0, step, at_s, 2.0, 1.0, seconds or 0.5 + swing, 8192, 1e-3, step)
+        steps.add(session, [told])
+
+
+def radius(server: Server, node: str = "node-1") -> dict[str, object]:
+    server.check()
+    incident = next(one for one in server.incidents() if (one.rule, one.node) == ("hbm-uncorrectable", node))
+    found = views_incidents.view(server.store, BOOK, incident.number, server.clock.now())
+    assert found is not None
+    return dict(found["blast_radius"] or {})
+
+
+def test_an_incident_tells_which_experts_lived_on_the_gpu_and_what_they_carried(server: Server) -> None:
+    start_run(server)
+    for step in range(201, 281):
+        record(server, step)
+    server.send(fault(server, "node-1", run_id="run-1", attempt_no=1, rank=1))
+    found = radius(server)
+    assert (found["experts"], found["layers"], found["copies"]) == ([4, 7], [0, 3], 1)
+    assert found["share"] == pytest.approx(0.6, abs=0.03)
+    assert "Rank 1 holds experts 4 to 7 of layers 0 to 3, the only copy" in str(found["sentence"])
+
+
+def test_a_data_parallel_rank_holds_every_expert(server: Server) -> None:
+    start_run(server)
+    record(server, 250, layout=(1, 1, 1))
+    server.send(fault(server, "node-1", run_id="run-1", attempt_no=1, rank=1))
+    found = radius(server)
+    assert (found["copies"], found["share"]) == (2, 0.5)
+    assert "holds every expert, as all 2 ranks do: 50.0 %" in str(found["sentence"])
+
+
+def test_a_fault_without_a_rank_or_records_has_no_radius(server: Server) -> None:
+    start_run(server)
+    server.send(fault(server, "node-1", run_id="run-1", attempt_no=1, rank=1))
+    assert radius(server) == {}, "there is no record"
+    record(server, 250)
+    server.send(fault(server, "node-2", entity="gpu0"))
+    assert radius(server, "node-2") == {}, "no job was there"
+
+
+def skewed(server: Server) -> dict[str, object]:
+    """The finding that the rules make of the skew."""
+    with server.store.read() as session:
+        judged = server.rules.judge(session, server.clock.now())
+    finding = next(one for one in judged.findings if one.rule == "expert-parallel-skew")
+    return {"sentence": finding.sentence, **finding.evidence}
+
+
+def test_a_skewed_rank_whose_load_step_time_follows_is_hot(server: Server) -> None:
+    start_run(server)
+    for step in range(201, 281):
+        record(server, step)
+    found = skewed(server)
+    assert "Rank 1 is hot" in str(found["verdict"]) and str(found["verdict"]) in str(found["sentence"])
+    assert dict(found["tax"])["r2"] > 0.9  # type: ignore[call-overload]  # evidence is JSON
+
+
+def test_a_skewed_rank_on_a_faulty_gpu_is_sick_too(server: Server) -> None:
+    start_run(server)
+    dice = np.random.default_rng(1)
+    for step in range(201, 281):
+        record(server, step, seconds=1 + dice.uniform(0, 0.5))
+    slow = fault(server, "node-1", rule="thermal-throttle", sentence="gpu3 of node-1 throttles", action="alert")
+    server.send(replace(slow, run_id="run-1", attempt_no=1, rank=1))
+    verdict = str(skewed(server)["verdict"])
+    assert "step time does not follow it" in verdict and "Rank 1 is sick: gpu3 of node-1 throttles" in verdict
+
+
+@pytest.mark.parametrize(
+    ("checksum", "lost"), [("00000000000000ab" + "0" * 48, True), ("0" * 14 + "07" + "0" * 48, False)]
+)
+def test_a_bias_lost_at_resume_is_found_from_the_manifest_s_checksum(server: Server, checksum: str, lost: bool) -> None:
+    start_run(server)
+    record(server, 250)
+    with server.store.write() as session:
+        session.add(
+            Checkpoint(
+                id="c", run_id="run-1", attempt_no=1, epoch=1, step=250, path="/c", seen_s=0.0, bias_checksum=checksum
+            )
+        )
+    change_attempt(server, 1, state="superseded")
+    names = ("node-0", "node-1")
+    add_attempt(server, 2, names, resume_checkpoint_id="c", resume_step=250, first_step=251, first_step_s=1.0)
+    record(server, 251, attempt_no=2, start_bias=7)
+    with server.store.read() as session:
+        judged = server.rules.judge(session, server.clock.now())
+    assert ("expert-bias-lost" in {finding.rule for finding in judged.findings}) == lost
