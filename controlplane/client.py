@@ -6,8 +6,10 @@ It knows no rule and keeps no state but its connection; the API decides everythi
 
 from __future__ import annotations
 
+import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +39,14 @@ class ApiError(Exception):
 
 class Unreachable(Exception):
     """No answer: the server is down, or not there."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that is being sent: the name that the server gives it, and its content."""
+
+    name: str
+    pieces: Iterator[bytes]
 
 
 def trust(ca_file: str) -> ssl.SSLContext | bool:
@@ -72,14 +82,27 @@ class Client:
         """One call under /api/v1; JSON or None. Raises ApiError or Unreachable."""
         headers = {"Idempotency-Key": key} if key else {}
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        address = "/api/v1/" + "/".join(quote(part, safe="") for part in path.split("/"))
         try:
-            answer = self._http.request(method, address, json=body, params=given, headers=headers)
+            answer = self._http.request(method, _address(path), json=body, params=given, headers=headers)
         except httpx2.HTTPError as error:
             raise Unreachable(f"{self.url} does not answer: {error}") from error
         if answer.status_code >= 400:
             raise _refusal(answer)
         return answer.json() if answer.content else None
+
+    @contextmanager
+    def download(self, path: str, **params: Any) -> Iterator[Download]:
+        """GET of a file, a piece at a time. Raises ApiError or Unreachable, also when it breaks off."""
+        given = {name: value for name, value in params.items() if value is not None}
+        try:
+            with self._http.stream("GET", _address(path), params=given) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _refusal(answer)
+                named = re.search(r'filename="([^"/\\]+)"', answer.headers.get("content-disposition", ""))
+                yield Download(named[1] if named else path.rsplit("/", 1)[-1], answer.iter_bytes())
+        except httpx2.HTTPError as error:
+            raise Unreachable(f"{self.url} does not answer to the end: {error}") from error
 
     def get(self, path: str, **params: Any) -> Any:
         """GET; see `call`."""
@@ -127,6 +150,10 @@ class Client:
         """A fault drill on a simulated node."""
         found: Json = self.post(f"nodes/{node}/drills", {"kind": kind, "gpu": gpu})
         return found
+
+
+def _address(path: str) -> str:
+    return "/api/v1/" + "/".join(quote(part, safe="") for part in path.split("/"))
 
 
 def _refusal(answer: httpx2.Response) -> ApiError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
-from starlette.middleware.base import RequestResponseEndpoint
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlplane import metrics
 from controlplane.api import described, problems, routes_experts, routes_fleet, routes_people, routes_runs
@@ -43,6 +45,31 @@ def routed() -> FastAPI:
     return app
 
 
+class Marked:
+    """Every request's id, and the headers of every answer.
+
+    Not one of Starlette's function middlewares: those end a streamed answer as if it were whole when its making fails.
+    """
+
+    def __init__(self, app: ASGIApp, now: Callable[[], float]) -> None:
+        self._app, self._now = app, now
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = uuid7(self._now())
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        return await self._app(scope, receive, marked)
+
+
 def create_app(context: Context) -> FastAPI:
     """The application over one server's parts."""
     app = routed()
@@ -50,14 +77,7 @@ def create_app(context: Context) -> FastAPI:
     app.state.identities = {}
     _health(app, context)
 
-    @app.middleware("http")
-    async def mark(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        request.state.request_id = uuid7(context.clock.now())
-        response = await call_next(request)
-        response.headers["X-Request-Id"] = request.state.request_id
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
-
+    app.add_middleware(Marked, now=context.clock.now)
     return app
 
 

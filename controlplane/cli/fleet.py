@@ -1,4 +1,4 @@
-"""`trimtab node …`, `trimtab experts …`, `trimtab drill`: machines, expert balance, and faults on simulated nodes."""
+"""`trimtab node …`, `trimtab drill`: machines, and faults on simulated nodes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 from controlplane.cli.output import Form, Output, connect, hint, length, link, one, show
 
 nodes = typer.Typer(no_args_is_help=True, help="Machines.")
-experts = typer.Typer(no_args_is_help=True, help="Expert balance of a run.")
 Json = dict[str, Any]
 Node = Annotated[str, typer.Argument(help="the node's name")]
 
@@ -104,16 +103,3 @@ def drill(
     client.drill(node, kind, gpu)
     hint(f"{node} will report {kind} on {gpu} with its next sample.")
     link(client, f"fleet?node={node}")
-
-
-@experts.command("show")
-def show_experts(run: Annotated[str, typer.Argument(help="the run's id or name")], output: Output = Form.table) -> None:
-    """The balance of a run's newest step."""
-
-    def text(row: Json) -> str:
-        sentence = row["sentence"]
-        lines = [f"{sentence['lead']} {sentence['rest']}".strip(), f"  step {row['step']}, {row['layers']} layers"]
-        lines += [f"  {tile['label']}: {tile['value']} {tile['unit']}  ({tile['context']})" for tile in row["tiles"]]
-        return "\n".join(lines)
-
-    one(connect().get(f"runs/{run}/experts/summary"), output, text, name="run")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from controlplane.cli import cluster, fleet, jobs, people, simulate
+from controlplane.cli import cluster, experts, fleet, jobs, people, simulate
 from controlplane.cli.output import EXIT, Exit, hint
 from controlplane.client import ApiError, Unreachable
 from controlplane.settings import HELP, Settings, SettingsError, load
@@ -25,7 +25,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(jobs.app, name="job")
 app.add_typer(fleet.nodes, name="node")
 app.add_typer(cluster.app, name="cluster")
-app.add_typer(fleet.experts, name="experts")
+app.add_typer(experts.app, name="experts")
 app.add_typer(people.incidents, name="incident")
 app.add_typer(people.tokens, name="token")
 app.add_typer(people.channels, name="channel")

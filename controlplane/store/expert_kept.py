@@ -21,8 +21,8 @@ _NAME = "kept"
 class _Kept(Arrays):
     """The bundle of a thinned chunk as if it had only the steps with matrices; steps are every array's last axis."""
 
-    def __init__(self, blob: bytes) -> None:
-        super().__init__(blob)
+    def __init__(self, whole: Arrays) -> None:
+        vars(self).update(vars(whole))  # its head is parsed once: that is most of what a bundle costs to open
         self._chosen = np.flatnonzero(super().__getitem__(_NAME))
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -32,7 +32,7 @@ class _Kept(Arrays):
 def with_matrices(stats: bytes) -> Arrays:
     """The statistics of those steps alone that the chunk's matrices are of."""
     whole = Arrays(stats)
-    return _Kept(stats) if _NAME in whole else whole
+    return _Kept(whole) if _NAME in whole else whole
 
 
 def mask(stats: Arrays) -> NDArray[np.bool_]:

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from conftest import Api
 from controlplane.store import expert_merging, expert_thinning
 from controlplane.store.expert_records import ExpertStep
 from controlplane.store.expert_thinning import DAY_S, Policy
+from tests.api.conftest import Api
 from tests.services.batches import add_run
 from tests.store.test_store_experts import record, write
 

@@ -57,7 +57,7 @@ def told(row: dict[str, str]) -> tuple[Any, ...]:
 
 def test_csv_brings_every_number_back(filled: tuple[Store, list[ExpertStep]], monkeypatch: pytest.MonkeyPatch) -> None:
     store, steps = filled
-    monkeypatch.setattr(experts_export, "ROWS", 100)
+    monkeypatch.setitem(experts_export.ROWS, "csv", 100)
     made = begin(store, Asked("run-1"))
     assert (made.name, made.media_type) == ("run-1-experts-loads.csv", "text/csv")
     pieces = list(made.pieces)

@@ -1,0 +1,195 @@
+"""`trimtab experts`: the tables say what the store holds, files are whole or not there, refusals are sentences."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import update
+from trimtab_process import TRIMTAB
+
+from controlplane.cli import experts as command
+from controlplane.cli import main, output
+from controlplane.client import Client
+from controlplane.services import experts_export
+from controlplane.store import expert_merging, expert_thinning
+from controlplane.store.engine import Store
+from controlplane.store.expert_thinning import DAY_S, Policy
+from controlplane.store.tables import Run
+from jobs.spec import load_template
+from tests.api.conftest import Api, serving
+from tests.services.batches import add_run
+from tests.store.test_store_experts import record, write
+
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def api(_migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A server with three active runs: run-1 was thinned, run-2 has a dead expert in layer 1, run-3 has no record."""
+    folder = tmp_path_factory.mktemp("experts")
+    (folder / "store.db").write_bytes(_migrated_file.read_bytes())
+    store = Store(f"sqlite:///{folder / 'store.db'}")
+    for run in ("run-1", "run-2", "run-3"):
+        add_run(store, run)
+    with store.write() as session:
+        session.execute(update(Run).values(spec=load_template("toy").to_dict()))
+    write(store, [record(step) for step in range(1, 700)], size=64)
+    expert_merging.compact_once(store)
+    expert_thinning.thin_once(store, 1.8e9 + 60 * DAY_S, Policy())
+    dying = []
+    for step in range(500, 520):
+        one = replace(record(step, run_id="run-2"), counts=np.full((3, 5), 300, np.uint32))
+        one.counts[1, 2] = 0
+        dying.append(one)
+    write(store, dying)
+    with serving(store, folder) as made:
+        yield made
+    store.close()
+
+
+@pytest.fixture
+def ask(api: Api, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Ask]:
+    """Runs a command as `trimtab` does; its exit code, stdout and stderr."""
+    monkeypatch.setenv("TRIMTAB_URL", api.url)
+    monkeypatch.setenv("TRIMTAB_TOKEN", api.token(role="viewer"))
+    monkeypatch.chdir(tmp_path)
+    made: list[Client] = []
+
+    def connect() -> Client:
+        made.append(output.connect())
+        return made[-1]
+
+    monkeypatch.setattr(command, "connect", connect)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trimtab", "experts", *words])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        told = capfd.readouterr()
+        return code, told.out, told.err
+
+    yield run
+    for client in made:
+        client.close()
+
+
+def test_show_has_the_words_a_row_a_layer_and_the_experts_of_one(ask: Ask) -> None:
+    code, out, _ = ask("show", "run-2", "--layer", "1")
+    assert code == 0
+    assert "Layer 1 sends" in out and "step 519 of attempt 1" in out and "3 layers, 4 experts, top-1" in out
+    head = next(line for line in out.splitlines() if line.startswith("LAYER"))
+    assert head.split("  ")[0] == "LAYER" and "CV ÷ FLOOR" in head and "LAG-1" in head
+    rows = out[out.index(head) :].splitlines()[1:4]
+    assert [row.split()[0] for row in rows] == ["0", "1", "2"]
+    assert "20.00 %" in rows[0] and "0.00× " in rows[0]
+    lines = out[out.index("Layer 1: tokens of each expert") :].splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3", "skip"]
+    assert "1.33" in lines[0] and lines[2].endswith("dead") and "300 tokens" in lines[4]
+    assert lines[0].count("█") == round(command.BAR * (4 / 3) / 2)
+
+
+def test_show_takes_a_step_and_every_form(ask: Ask) -> None:
+    found = json.loads(ask("show", "run-1", "--step", "200", "-o", "json")[1])
+    assert (found["step"], len(found["by_layer"]), found["by_slot"]) == (200, 3, None)
+    assert ask("show", "run-1", "-o", "name")[1] == "run-1\n"
+    for words, code, said in (
+        (("show", "run-1", "--step", "450"), 102, "the nearest step that has them is 448"),
+        (("show", "run-1", "--layer", "3"), 102, "It has layers 0 to 2"),
+        (("show", "run-3"), 102, "no expert record of run-3 yet"),
+        (("show", "nobody"), 102, "There is no run nobody"),
+    ):
+        answer = ask(*words)
+        assert (answer[0], answer[1]) == (code, "") and said in answer[2], answer
+
+
+def test_top_shows_the_worst_layers_of_all_runs_first(ask: Ask, api: Api) -> None:
+    code, out, err = ask("top", "--once")
+    lines = out.splitlines()
+    assert code == 0, err
+    assert lines[0] == "2 runs, 6 layers"
+    rows = [line.split() for line in lines[2:]]
+    assert len(rows) == 6 and rows[0][:3] == ["run-2", "519", "1"]
+    values = [float(row[3].rstrip("×")) for row in rows[1:]]
+    assert values == sorted(values, reverse=True)
+    client = Client(api.url, api.token(role="viewer"))
+    few = command.live(client, "run-1", rows=2).splitlines()
+    client.close()
+    assert len(few) == 4 and few[0].startswith("1 run, 3 layers")
+    assert ask("top", "run-3", "--once")[0] == 102
+
+
+def test_top_goes_on_until_it_is_interrupted(api: Api) -> None:
+    env = {**os.environ, "TRIMTAB_URL": api.url, "TRIMTAB_TOKEN": api.token(role="viewer"), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([*TRIMTAB, "experts", "top", "run-2"], stdout=subprocess.PIPE, text=True, env=env) as shown:
+        assert shown.stdout is not None
+        heads = 0
+        while heads < 2:
+            heads += shown.stdout.readline().startswith("1 run, 3 layers")
+        shown.send_signal(signal.SIGINT)
+        shown.communicate(timeout=30)
+    assert shown.returncode == 0
+
+
+def test_export_writes_a_whole_file_and_says_which(ask: Ask, tmp_path: Path) -> None:
+    code, out, err = ask("export", "run-1", "--layers", "0-1", "--from", "690", "--to", "695")
+    assert (code, out, err) == (0, "run-1-experts-loads.csv\n", "0.0 MB\n")
+    with (tmp_path / "run-1-experts-loads.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows[::10]] == list(range(690, 696))
+    assert ask("export", "run-1", "--format", "npz", "-o", "some.npz")[1] == "some.npz\n"
+    assert np.load("some.npz")["counts"].shape[1:] == (3, 5)
+    straight = ask("export", "run-1", "--what", "layers", "--to", "1", "-o", "-")[1].splitlines()
+    assert straight[0].startswith("run,attempt,step,at,layer,ranks,tokens,maxvio") and len(straight) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-1-experts-loads.csv", "some.npz"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("run-1", "--from", "900"), 102, "There are steps 1 to 699"),
+        (("run-1", "--from", "450", "--to", "460"), 102, "The nearest step that has them is 448"),
+        (("run-1", "--layers", "3-1"), 2, "must be layers as in 0-5,9, not 3-1"),
+        (("run-1", "-o", "nowhere/file.csv"), 1, "nowhere/file.csv cannot be written: No such file or directory"),
+        (("run-3",), 102, "run-3 has no expert record yet"),
+    ],
+)
+def test_an_export_that_cannot_be_is_a_sentence_and_no_file(
+    ask: Ask, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    answer = ask("export", *words)
+    assert (answer[0], answer[1]) == (code, "") and said in answer[2], answer
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_breaks_off_leaves_no_file(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = experts_export._csv
+
+    def broken(*blocks: Iterator[experts_export.Columns]) -> Iterator[bytes]:
+        yield next(whole(*blocks))
+        raise RuntimeError("the disk is gone")
+
+    monkeypatch.setattr(experts_export, "_csv", broken)
+    code, _, err = ask("export", "run-1")
+    assert code == 6 and "does not answer to the end" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bar_is_as_long_as_its_load() -> None:
+    assert command.bar(0.0, 2.0) == " " * 12 + "┊" + " " * 11
+    assert command.bar(2.0, 2.0) == "█" * 24 and command.bar(9.0, 2.0) == "█" * 24
+    assert command.bar(1.0, 2.0).startswith("█" * 12 + "┊")
+    assert command.bar(1.0, 3.0)[:9] == "█" * 8 + "┊"
+    assert command.bar(0.51, 24.0)[0] == "▌"
