@@ -23,7 +23,6 @@ BAR = 24
 """Characters of a bar of full length."""
 EACH_S = 1.0
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_MARKS = {"ok": "", "warn": "!", "fault": "×"}
 
 
 def _number(name: str, digits: int = 2, sign: str = "") -> Any:
@@ -35,7 +34,8 @@ def _percent(row: Json) -> str | None:
 
 
 def _times(row: Json) -> str | None:
-    return None if row["cv_floor"] is None else f"{row['cv_floor']:.2f}× {_MARKS[row['level']]}".rstrip()
+    level = "" if row["level"] == "ok" else f" {row['level']}"
+    return None if row["cv_floor"] is None else f"{row['cv_floor']:.2f}×{level}"
 
 
 def _small(name: str) -> Any:
@@ -92,7 +92,8 @@ def bars(slots: Sequence[Json]) -> list[str]:
         words = f"{slot['count']:>7} tokens" if slot["skip"] else f"{'–' if load is None else f'{load:.2f}':>7}"
         words += "      –" if bias is None else f"  {bias:+.5f}"
         name = "skip" if slot["skip"] else str(slot["slot"])
-        lines.append(f"  {name:>4} {bar(load or 0.0, full)}{words}{'  dead' if slot['dead'] else ''}")
+        drawn = " " * BAR if load is None else bar(load, full)
+        lines.append(f"  {name:>4} {drawn}{words}{'  dead' if slot['dead'] else ''}")
     return lines
 
 

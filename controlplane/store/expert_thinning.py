@@ -178,3 +178,23 @@ def _thin(store: Store, chunk_id: int, level: int, wanted: int, events: _Events)
             session.execute(delete(ExpertLayer).where(ExpertLayer.chunk_id == chunk_id))
             insert_many(session, ExpertLayer, rows)
     return 1
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What the chunks of one level take: their steps, bytes of counts and biases, bytes of statistics."""
+
+    steps: int
+    matrices: int
+    statistics: int
+
+
+def sizes(session: Session, run_id: str) -> dict[int, Size]:
+    """What a run's expert records take by level: 0 as they came, 1 merged, 2 and 3 thinned; without rows and indexes."""
+    table, layer = ExpertChunk, ExpertLayer
+    of_layers = func.sum(func.length(layer.counts) + func.length(layer.bias))
+    merged = select(layer.chunk_id, of_layers.label("bytes")).group_by(layer.chunk_id).subquery()
+    matrices = func.sum(func.length(table.blob) + func.coalesce(merged.c.bytes, 0))
+    query = select(table.level, func.sum(table.steps), matrices, func.sum(func.length(table.stats)))
+    query = query.outerjoin(merged, merged.c.chunk_id == table.id).where(table.run_id == run_id).group_by(table.level)
+    return {level: Size(*(int(size) for size in rest)) for level, *rest in session.execute(query)}

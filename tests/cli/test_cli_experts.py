@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from sqlalchemy import update
 from trimtab_process import TRIMTAB
 
 from controlplane.cli import experts as command
-from controlplane.cli import main, output
+from controlplane.cli import main, output, serve
 from controlplane.client import Client
+from controlplane.clock import SystemClock
 from controlplane.services import experts_export
-from controlplane.store import expert_merging, expert_thinning
+from controlplane.settings import SettingsError, load
+from controlplane.store import expert_merging, expert_thinning, experts
 from controlplane.store.engine import Store
 from controlplane.store.expert_thinning import DAY_S, Policy
 from controlplane.store.tables import Run
@@ -94,7 +97,7 @@ def test_show_has_the_words_a_row_a_layer_and_the_experts_of_one(ask: Ask) -> No
     assert head.split("  ")[0] == "LAYER" and "CV ÷ FLOOR" in head and "LAG-1" in head
     rows = out[out.index(head) :].splitlines()[1:4]
     assert [row.split()[0] for row in rows] == ["0", "1", "2"]
-    assert "20.00 %" in rows[0] and "0.00× " in rows[0]
+    assert "20.00 %" in rows[0] and "0.00× " in rows[0] and "× fault " in rows[1]
     lines = out[out.index("Layer 1: tokens of each expert") :].splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["0", "1", "2", "3", "skip"]
     assert "1.33" in lines[0] and lines[2].endswith("dead") and "300 tokens" in lines[4]
@@ -185,6 +188,31 @@ def test_an_export_that_breaks_off_leaves_no_file(ask: Ask, tmp_path: Path, monk
     code, _, err = ask("export", "run-1")
     assert code == 6 and "does not answer to the end" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_servers_loop_thins_by_its_settings(tmp_path: Path) -> None:
+    chosen = load({"data": tmp_path, "dashboard": False, "expert_raw_days": 0, "expert_eighth_days": 1})
+    server = serve.build(chosen, ("127.0.0.1", 1), SystemClock())
+    try:
+        now = time.time()
+        write(server.store, [replace(record(step), at_s=now - 1000 + step) for step in range(768)], size=64)
+        server.leadership.campaign_once()
+        loops = {loop.name: loop for loop in server.loops}
+        for name in ("compaction", "pruning"):
+            loops[name].once()
+        with server.store.read() as session:
+            left = {one.step for one in experts.window(session, "run-1", last=767, limit=768)}
+        assert left == {*range(256), *range(256, 768, 8), *range(767 - 64, 768)}
+    finally:
+        server.leadership.release()
+        server.store.close()
+
+
+def test_days_must_be_days_and_in_order() -> None:
+    with pytest.raises(SettingsError, match=r"expert_raw_days .* must be days, 0 to 65535, not 'a week'"):
+        load({}, {"TRIMTAB_EXPERT_RAW_DAYS": "a week"})
+    with pytest.raises(SettingsError, match=r"must be 40 \(expert_raw_days\) or more, not 30"):
+        load({}, {"TRIMTAB_EXPERT_RAW_DAYS": "40"})
 
 
 def test_a_bar_is_as_long_as_its_load() -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 from sqlalchemy import func, select
 
 from controlplane.store import expert_merging, expert_thinning, experts, incidents, upkeep
@@ -176,20 +174,21 @@ def test_a_reader_in_the_midst_of_a_chunk_sees_it_as_it_was(store: Store) -> Non
     assert len(kept(store)) < 512
 
 
-@pytest.mark.parametrize("steps", [256, 300])
-def test_thinned_bytes_are_fewer(sqlite_store: Store, steps: int) -> None:
+def test_thinned_bytes_are_fewer(store: Store) -> None:
     shape = Shape(3, 17, 16, 1)
-    write(sqlite_store, [replace(record(step, shape=shape), step=step + 1000) for step in range(256)], size=64)
-    write(sqlite_store, [record(step + 1256, shape=shape) for step in range(steps)], size=64)
-    expert_merging.compact_once(sqlite_store)
-
-    def size() -> int:
-        with sqlite_store.read() as session:
-            matrices = func.sum(func.length(ExpertLayer.counts) + func.length(ExpertLayer.bias))
-            return int(session.execute(select(matrices)).scalar_one())
-
-    sizes = [size()]
-    for days in (8, 40):
-        expert_thinning.thin_once(sqlite_store, START + days * DAY_S, POLICY)
-        sizes.append(size())
-    assert sizes[0] > sizes[1] > sizes[2] > 0
+    write(store, [record(step, shape=shape) for step in range(STEPS)], size=64)
+    found = []
+    for days in (0, 0, 8, 40):
+        with store.read() as session:
+            found.append(expert_thinning.sizes(session, "run-1"))
+        expert_merging.compact_once(store)
+        expert_thinning.thin_once(store, START + days * DAY_S, POLICY)
+    with store.read() as session:
+        found.append(expert_thinning.sizes(session, "run-1"))
+    assert [list(sizes) for sizes in found] == [[0], [1], [1], [2], [3]]
+    assert {size.steps for sizes in found for size in sizes.values()} == {STEPS}
+    first, merged, _, eighth, last = (next(iter(sizes.values())).matrices for sizes in found)
+    assert first > merged > 2 * eighth > 2 * last > 0
+    assert found[0][0].statistics > found[1][1].statistics > 0
+    kept = (next(iter(sizes.values())).statistics for sizes in found[1:])
+    assert max(kept) < 1.01 * found[1][1].statistics
