@@ -190,7 +190,7 @@ class Size:
 
 
 def sizes(session: Session, run_id: str) -> dict[int, Size]:
-    """What a run's expert records take by level: 0 as they came, 1 merged, 2 and 3 thinned; without rows and indexes."""
+    """What a run's expert records take by level: 0 as they came, 1 merged, 2 and 3 thinned; without rows or indexes."""
     table, layer = ExpertChunk, ExpertLayer
     of_layers = func.sum(func.length(layer.counts) + func.length(layer.bias))
     merged = select(layer.chunk_id, of_layers.label("bytes")).group_by(layer.chunk_id).subquery()
