@@ -5,6 +5,7 @@ What one layer's experts do is views_experts.raster_frame; the newest step is ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from controlplane.services import frames
 from controlplane.services.live import HISTORY, Live
 from controlplane.store import experts
 from controlplane.store.engine import Session
+from controlplane.store.expert_records import ExpertStep
+from controlplane.store.expert_stretches import nearest_kept
 
 MAX_COLUMNS = 2048
 LAGS = 32
@@ -34,6 +37,30 @@ def span(
     if first is not None:
         return first, end
     return (bounds[0] if steps is None else end - max(steps, 1) + 1), end
+
+
+def past(session: Session, run_id: str, step: int) -> tuple[Sequence[ExpertStep], experts.Statistics]:
+    """The 64 steps up to one of the past, as far as they are neighbours, and their CV in floors; none if not stored.
+
+    Of a step that was thinned with age those up to the nearest one that was not. The window reaches back only as far as
+    no step was thinned out of it: what swings from step to step is not seen across a gap. Statistics are of every step.
+    """
+    window = experts.window(session, run_id, last=step, limit=HISTORY)
+    if not window or window[-1].step != step:
+        near = nearest_kept(session, run_id, step)
+        window = [] if near is None else experts.window(session, run_id, last=near, limit=HISTORY)
+    last = window[-1].step if window else -1
+    series = experts.read_statistics(session, run_id, ("cv_floor",), first=last - HISTORY + 1, last=last)
+    return _unbroken(window, series.step), series
+
+
+def _unbroken(window: Sequence[ExpertStep], every: Columns) -> Sequence[ExpertStep]:
+    """The end of a window in which each step has the one before it; `every` are the steps that there were."""
+    before = dict(zip(every[1:].tolist(), every[:-1].tolist(), strict=True))
+    for index in range(len(window) - 1, 0, -1):
+        if before.get(window[index].step, window[index - 1].step) != window[index - 1].step:
+            return window[index:]
+    return window
 
 
 def marks(
@@ -145,10 +172,10 @@ def swings_frame(session: Session, live: Live, run_id: str, step: int | None = N
     """
     run = live.run(run_id)
     if step is not None:
-        window = experts.window(session, run_id, last=step, limit=HISTORY)
+        found = past(session, run_id, step)[0]
     else:
-        window = list(run.window) if run else experts.recent(session, run_id, limit=HISTORY)
-    window = [one for one in window if one.shape == window[-1].shape]
+        found = run.window if run else experts.recent(session, run_id, limit=HISTORY)
+    window = [one for one in found if one.shape == found[-1].shape]
     if not window:
         return None
     last = window[-1]

@@ -149,7 +149,7 @@ def tiles(seen: Picture) -> list[Tile]:
         tile(
             "dead experts",
             str(dead),
-            f"of {shape.layers * shape.experts}",
+            f"of {shape.layers * shape.experts:,}",
             _dead_named(seen),
             "fault" if dead and not seen.settling else "ok",
         ),

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from controlplane.rules.book import RuleBook
 from controlplane.rules.experts import bias_change, same_direction_share, sign_flip_rate
@@ -21,7 +20,6 @@ from controlplane.services.live import HISTORY, Live
 from controlplane.store import experts, runs
 from controlplane.store.engine import Session
 from controlplane.store.expert_records import ExpertStep
-from controlplane.store.expert_stretches import nearest_kept
 
 MAXVIO_STEPS = 16
 MAX_COLUMNS = 2048
@@ -116,19 +114,13 @@ def _maxvio(session: Session, run_id: str) -> dict[str, Any]:
 def frame_at(session: Session, live: Live, run_id: str, step: int) -> tuple[str, bytes] | None:
     """The experts frame of one step of the past as (ETag, frame); None if it is not stored.
 
-    Of a step that was thinned with age it is that of the nearest step that was not, and the head says which. The window
-    reaches back only as far as no step was thinned out of it: what swings from step to step is not seen across a gap.
+    Of a step that was thinned with age it is that of the nearest step that was not, and the head says which.
     """
-    window = experts.window(session, run_id, last=step, limit=experts_frame.HISTORY)
-    if not window or window[-1].step != step:
-        near = nearest_kept(session, run_id, step)
-        window = [] if near is None else experts.window(session, run_id, last=near, limit=experts_frame.HISTORY)
+    window, series = experts_over_time.past(session, run_id, step)
     if not window:
         return None
-    first, last = window[-1].step - experts_frame.HISTORY + 1, window[-1].step
-    series = experts.read_statistics(session, run_id, ("cv_floor",), first=first, last=last)
     run = live.run(run_id)
-    meta, arrays = experts_frame.of_window(_unbroken(window, series.step))
+    meta, arrays = experts_frame.of_window(window)
     history = arrays["history"]
     if len(series.step) and len(series.values["cv_floor"]) == len(history):
         told = series.values["cv_floor"][:, -experts_frame.HISTORY :]
@@ -136,15 +128,6 @@ def frame_at(session: Session, live: Live, run_id: str, step: int) -> tuple[str,
     meta |= {"simulated": bool(run and run.simulated), "stale": False, "asked": step}
     content = frames.payload(arrays)
     return frames.tag(content, meta), frames.pack("experts", meta, content)
-
-
-def _unbroken(window: Sequence[ExpertStep], every: NDArray[np.int64]) -> Sequence[ExpertStep]:
-    """The end of a window in which each step has the one before it; `every` are the steps that there were."""
-    before = dict(zip(every[1:].tolist(), every[:-1].tolist(), strict=True))
-    for index in range(len(window) - 1, 0, -1):
-        if before.get(window[index].step, window[index - 1].step) != window[index - 1].step:
-            return window[index:]
-    return window
 
 
 def raster_frame(

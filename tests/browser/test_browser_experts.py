@@ -164,3 +164,30 @@ def test_pictures_and_records_are_saved(browser: Watched, url: str) -> None:
         page.get_by_role("link", name="CSV").click()
     assert records.value.suggested_filename == "run-01.csv"
     assert "format=csv&what=loads&layers=5&from=36353&to=36864" in records.value.path().read_text()
+
+
+def test_the_cursor_follows_the_address_but_not_its_echo(browser: Watched, url: str) -> None:
+    page = browser.page
+    page.goto(url.replace("/experts", "/canvas/moment.js"))
+    script = """async () => {
+      const { moment, addressOf, windowAt } = await import('/canvas/moment.js')
+      const seen = []
+      const forget = moment.listen(() => seen.push([moment.step, moment.hovered]))
+      moment.told(7); moment.show(9); moment.show(11); moment.told(9); moment.told(11)
+      const kept = moment.step
+      moment.told(3); moment.hover(5); moment.told(null)
+      forget()
+      const of = { url: '/f', query: { layer: 2 }, steps: 128 }
+      return {
+        kept, seen, windows: [windowAt(0, 128), windowAt(700, 512), windowAt(767, 512), windowAt(768, 512)],
+        asked: [addressOf({ ...of, follow: 'window' }, null), addressOf({ ...of, follow: 'window' }, 200),
+          addressOf({ ...of, follow: 'step' }, 9), addressOf({ ...of, follow: 'step' }, null), addressOf(of, 9)],
+      }
+    }"""
+    found = page.evaluate(script)
+    assert found["kept"] == 11, "what was shown from here comes back late and moves nothing"
+    assert [step for step, _ in found["seen"]] == [7, 9, 11, 3, 3, None]
+    assert found["windows"] == [[0, 128], [257, 768], [257, 768], [513, 1024]]
+    assert found["asked"] == [
+        "/f?layer=2&steps=128", "/f?layer=2&from=129&to=256", "/f?layer=2&step=9", "/f?layer=2", "/f?layer=2",
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ const LEFT = 28
 const HEAD = 56
 const FOOT = 6
 // What stands above and below the map on its page, in pixels.
-const BELOW = 346
+const BELOW = 362
 // The run's name above one of two maps.
 const NAMED = 27
 const MODES = { load: "share", counts: "counts", bias: "bias", change: "delta_bias" }

@@ -234,7 +234,7 @@ function labelBias(context, view, plan, far, change, y, span) {
   const { tokens } = view
   if (!plan.axis.count) return
   const last = shownColumn(view)
-  const digits = span >= 0.02 ? 3 : span >= 0.002 ? 4 : 5
+  const digits = span >= 20 ? 1 : span >= 2 ? 2 : span >= 0.02 ? 3 : span >= 0.002 ? 4 : 5
   let below = -Infinity
   for (const expert of [...far].sort((one, other) => change(other, last) - change(one, last))) {
     const at = Math.max(y(change(expert, last)), below + 12)

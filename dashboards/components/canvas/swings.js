@@ -83,7 +83,8 @@ function swinging(view) {
 function boardOf(view) {
   const [layers, lags] = view.frame.arrays.autocorrelation.shape
   const row = Math.max(5, Math.min(16, 260 / layers))
-  return { layers, lags, row, wide: Math.max(60, view.width - LEFT - RIGHT), bottom: HEAD + row * layers }
+  const loud = [...swinging(view), view.data.layer ?? -9]
+  return { layers, lags, row, loud, wide: Math.max(60, view.width - LEFT - RIGHT), bottom: HEAD + row * layers }
 }
 
 function drawHeads(context, view, board) {
@@ -112,8 +113,9 @@ function drawRow(context, view, board, layer) {
   if (!Number.isFinite(first)) hatch(context, LEFT, middle - board.row / 2, board.wide, board.row - 1, tokens.hatch)
   const swings = first <= LEAST
   const chosen = layer === view.data.layer
-  // Rows lower than a line of text: those that swing and the chosen one are named, of the others every few.
-  if (!swings && !chosen && layer % Math.max(1, Math.ceil(11 / board.row))) return
+  // Rows lower than a line of text: those that swing and the chosen one are named, of the others every few that have room.
+  const apart = Math.max(1, Math.ceil(11 / board.row))
+  if (!swings && !chosen && (layer % apart || board.loud.some((other) => Math.abs(other - layer) < apart))) return
   const ink = chosen ? tokens.link : swings ? tokens["warn-text"] : tokens.faint
   const style = { size: 10.5, weight: swings || chosen ? 600 : 400, align: "right" }
   text(context, two(layer, board.layers), LEFT - 6, middle, ink, style)
