@@ -56,6 +56,9 @@ class TrainConfig:
     optimizer: str = "adamw"
     balancing: str = "adamw"
     balancing_rate: float = 0.005
+    balancing_kp: float = 0.005
+    balancing_ki: float = 0.01
+    balancing_kd: float = 0.0
 
 
 # The job's own words for them, in the maps that a spec hands over as JSON.
@@ -71,7 +74,13 @@ _TRAIN = {
     "clip": "clip",
     "optimizer": "optimizer",
 }
-_BALANCE = {"balancing": "balancing", "balancingRate": "balancing_rate"}
+_BALANCE = {
+    "balancing": "balancing",
+    "balancingRate": "balancing_rate",
+    "balancingKp": "balancing_kp",
+    "balancingKi": "balancing_ki",
+    "balancingKd": "balancing_kd",
+}
 _MODEL = {
     "experts": "num_experts",
     "skipBias": "skip_bias",
@@ -82,12 +91,14 @@ _MODEL = {
 }
 SOURCES = ("python-docs",)
 OPTIMIZERS = ("muon", "adamw")
-CONTROLLERS = ("adamw", "sign", "none")
+CONTROLLERS = ("adamw", "sign", "centred-sign", "pi", "pid", "none")
+# Who reads which gain; a gain that the named controller would not read is refused.
+_GAINS = {"balancingKp": ("pi", "pid"), "balancingKi": ("pi", "pid"), "balancingKd": ("pid",)}
 _CHOICES = {"optimizer": OPTIMIZERS, "balancing": CONTROLLERS, "source": SOURCES}
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
 _KINDS = {"int": "a whole number", "float": "a number", "str": "text"}
 # Whole numbers start at 1 and others above 0, except these.
-_FROM_ZERO = {"seed", "warmup", "weight_decay"}
+_FROM_ZERO = {"seed", "warmup", "weight_decay", "balancing_kp", "balancing_ki", "balancing_kd"}
 _ANY = {"skip_bias"}
 
 
@@ -145,7 +156,23 @@ def problems(maps: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
                 message = _wrong(*known[word], value)
             if message:
                 found.append((f"{where}.{word}", message))
-    return found
+    return found + _wrong_gains(maps.get("router", {}))
+
+
+def _wrong_gains(router: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Gains that the map's controller does not have, or only zeros where it has some: nothing would come of them."""
+    controller = router.get("balancing", TrainConfig.balancing)
+    if controller not in CONTROLLERS:
+        return []
+    wrong = [
+        (f"router.{word}", f"is a gain of {' and '.join(having)}, not of the balancing {controller}")
+        for word, having in _GAINS.items()
+        if word in router and controller not in having
+    ]
+    gains = [router.get(w, getattr(TrainConfig, _BALANCE[w])) for w, having in _GAINS.items() if controller in having]
+    if gains and not any(gains):
+        wrong.append(("router.balancing", f"{controller} moves nothing: it has no gain above 0"))
+    return wrong
 
 
 def read_config(env: Mapping[str, str] | None = None) -> tuple[ModelConfig, TrainConfig]:

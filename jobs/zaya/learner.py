@@ -54,7 +54,8 @@ class Learner:
         self.model.train()
         self.routers = self.model.routers()
         self.optimizer = FlatOptimizer(self.model, config.optimizer, config.weight_decay)
-        self.balancer = Balancer(self.routers, config.balancing, config.balancing_rate)
+        gains = (config.balancing_kp, config.balancing_ki, config.balancing_kd)
+        self.balancer = Balancer(self.routers, config.balancing, config.balancing_rate, gains)
         self.text = Text(documentation(), config.length, config.seed)
 
     def state(self) -> dict[str, Any]:

@@ -10,11 +10,9 @@ import torch
 from torch import nn
 
 from jobs.contract import ContractError
-from jobs.zaya.balance import Balancer
 from jobs.zaya.config import ModelConfig, TrainConfig, read_config
 from jobs.zaya.data import Text, documentation
 from jobs.zaya.learner import NumericsError, learning_rate
-from jobs.zaya.model import Router
 from jobs.zaya.optim import FlatOptimizer, orthogonalised
 from tests.jobs.zaya_small import MODEL, learner, train
 
@@ -100,48 +98,10 @@ def test_gradients_of_the_model_land_in_the_flat_vector() -> None:
 def test_an_unknown_optimizer_or_controller_is_named() -> None:
     with pytest.raises(ContractError, match=r"train\.optimizer must be one of muon, adamw"):
         learner(optimizer="sgd")
-    with pytest.raises(ContractError, match=r"router\.balancing must be one of adamw, sign, none"):
-        learner(balancing="pid")
-
-
-@pytest.mark.parametrize("controller", ["adamw", "sign"])
-def test_biases_move_against_the_load_and_the_skip_slot_stays(controller: str) -> None:
-    router = Router(MODEL, 0)
-    balancer = Balancer([router], controller, 0.01)
-    balancer.step(torch.tensor([[70, 10, 10, 10, 40]]))
-    found = router.balancing_biases.tolist()
-    assert found[0] < 0 < min(found[1:4])
-    assert found[4] == -1.0
-    assert torch.equal(router.balancing_biases, balancer.biases[0])
-
-
-def test_no_balancing_leaves_the_biases_alone() -> None:
-    router = Router(MODEL, 0)
-    Balancer([router], "none", 0.01).step(torch.tensor([[70, 10, 10, 10, 0]]))
-    assert router.balancing_biases.tolist() == [0, 0, 0, 0, -1]
-
-
-def test_a_layer_that_everybody_skipped_moves_nothing_wildly() -> None:
-    router = Router(MODEL, 0)
-    Balancer([router], "sign", 0.01).step(torch.tensor([[0, 0, 0, 0, 100]]))
-    assert router.balancing_biases.isfinite().all()
-
-
-def test_balancing_spreads_a_load_that_stays_uneven_without_it() -> None:
-    """A fixed router over fixed tokens, so that the biases alone decide."""
-    x = torch.randn(2000, MODEL.hidden_size, generator=torch.Generator().manual_seed(2))
-    spread = {}
-    for controller in ("adamw", "none"):
-        torch.manual_seed(5)
-        router = Router(MODEL, 0)
-        balancer = Balancer([router], controller, 0.002)
-        for _ in range(150):
-            router.tokens_per_expert.zero_()
-            router(x, None)
-            balancer.step(router.tokens_per_expert[None])
-        counts = router.tokens_per_expert[:-1].float()
-        spread[controller] = float(counts.max() / counts.mean() - 1)
-    assert spread["adamw"] < 0.5 < spread["none"]
+    with pytest.raises(
+        ContractError, match=r"router\.balancing must be one of adamw, sign, centred-sign, pi, pid, none"
+    ):
+        learner(balancing="pdi")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -202,7 +162,14 @@ def test_the_jobs_words_become_the_models_numbers() -> None:
         (env(router={"expert": 4}), "router.expert is not known"),
         (env(router={"experts": 0}), "router.experts must be ≥ 1"),
         (env(router={"skipBias": "abc"}), "router.skipBias must be a number, not 'abc'"),
-        (env(router={"balancing": "nonsense"}), "router.balancing must be one of adamw, sign, none"),
+        (env(router={"balancing": "nonsense"}), "router.balancing must be one of adamw, sign, centred-sign, pi"),
+        (env(router={"balancing": "pid", "balancingKi": -0.1}), "router.balancingKi must be ≥ 0"),
+        (env(router={"balancing": "pi", "balancingKd": 0.1}), "router.balancingKd is a gain of pid, not of .* pi"),
+        (env(router={"balancingKp": 0.1}), "router.balancingKp is a gain of pi and pid, not of the balancing adamw"),
+        (
+            env(router={"balancing": "pi", "balancingKp": 0, "balancingKi": 0}),
+            "router.balancing pi moves nothing: it has no gain above 0",
+        ),
         (env(data={"source": "the web"}), "data.source must be one of python-docs"),
         (env(data={"path": "/"}), "data.path is not known"),
         (env({"steps": 0}, {"experts": 0}), "train.steps must be ≥ 1; router.experts must be ≥ 1"),
