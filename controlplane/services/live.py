@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from controlplane.clock import Clock
 from controlplane.services import experts_frame, fleet_frame, frames
@@ -27,6 +28,7 @@ HISTORY = 64
 RUNS = 256
 _STATUS_AGE_S = 1.0
 _FLEET_AGE_S = 0.5
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Live:
         self._runs: OrderedDict[str, LiveRun] = OrderedDict()
         self._ranks: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._built: dict[str, _Built] = {}
+        self._kept: OrderedDict[tuple[str, str], tuple[object, object]] = OrderedDict()
         self._statuses: tuple[float, dict[str, NodeStatus]] = (-math.inf, {})
         self._fleet: tuple[float, str, bytes] = (-math.inf, "", b"")
 
@@ -186,6 +189,19 @@ class Live:
         meta = {**built.meta, "stale": age_s > BLIND_AFTER_S}
         frame = frames.pack("experts", {**meta, "age_s": round(age_s, 3)}, built.payload)
         return frames.tag(built.payload, meta), frame
+
+    def kept(self, run_id: str, name: str, key: object, make: Callable[[], _Made]) -> _Made:
+        """What `make` makes of a run, made once while `key` stays the same: for what is dear and many ask for."""
+        with self._lock:
+            known = self._kept.get((run_id, name))
+        if known is not None and known[0] == key:
+            return known[1]  # type: ignore[return-value]  # made by the `make` of this name
+        made = make()
+        with self._lock:
+            self._kept[run_id, name] = (key, made)
+            while len(self._kept) > RUNS:
+                self._kept.popitem(last=False)
+        return made
 
     def fleet_frame(self) -> tuple[str, bytes]:
         """Every GPU's state, power, temperature and errors as (ETag, frame), at most half a second old."""

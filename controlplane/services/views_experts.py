@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from controlplane.rules.book import RuleBook
+from controlplane.rules.expert_controller import identify
 from controlplane.rules.experts import bias_change, same_direction_share, sign_flip_rate
 from controlplane.runs.states import RUN_ENDED
 from controlplane.services import experts_frame, experts_over_time, experts_words, frames
@@ -52,14 +53,19 @@ def summary(
         "tokens": last.tokens,
         "ranks": last.ranks,
         "simulated": bool(run and run.simulated),
-        "floor_cv": number(picture.found.floor_cv),
+        "floor_cv": number(picture.floor),
         "worst_layer": {"layer": worst, "cv_floor": number(picture.cv_floor[worst])},
         "median_layer": {"cv_floor": median(picture.cv_floor)},
         "dead": {"count": int(picture.dead.sum()), "layers": np.flatnonzero(picture.dead.any(axis=1)).tolist()},
         "settling": picture.settling,
         "sentence": experts_words.sentence(picture, ended=row is not None and row.status in RUN_ENDED),
         "tiles": experts_words.tiles(picture),
-        "controller": _controller(window, picture),
+        "controller": live.kept(
+            run_id,
+            "controller",
+            (last.key, last.ranks, len(window)),
+            lambda: _controller(window, picture, book or shipped_book()),
+        ),
         "maxvio": _maxvio(session, run_id),
         "records": experts.counted(session, run_id),
     }
@@ -76,19 +82,25 @@ def _window(session: Session, live: Live, run_id: str) -> Sequence[ExpertStep]:
     return run.window if run else experts.recent(session, run_id, limit=HISTORY)
 
 
-def _controller(window: Sequence[ExpertStep], picture: Picture) -> list[dict[str, Any]]:
-    """What each layer's biases do over the window."""
+def _controller(window: Sequence[ExpertStep], picture: Picture, book: RuleBook) -> list[dict[str, Any]]:
+    """What each layer's biases do over the window, and which controller explains it (rules.expert_controller)."""
     shape = picture.last.shape
-    bias = np.stack([step.bias for step in window if step.shape == shape])
-    rows = zip(
-        same_direction_share(bias, shape.experts),
-        sign_flip_rate(bias, shape.experts),
-        picture.found.bias_spread,
-        bias_change(bias, shape.experts),
-        strict=True,
-    )
-    names = ("same_direction", "sign_flips", "bias_spread", "drift")
-    return [{"layer": layer, **dict(zip(names, map(number, row), strict=True))} for layer, row in enumerate(rows)]
+    alike = [step for step in window if step.shape == shape]
+    bias = np.stack([step.bias for step in alike])
+    steered = identify(np.stack([step.counts for step in alike]), bias, shape.experts)
+    figures = {
+        "same_direction": same_direction_share(bias, shape.experts),
+        "sign_flips": sign_flip_rate(bias, shape.experts),
+        "bias_spread": picture.found.bias_spread,
+        "drift": bias_change(bias, shape.experts),
+        **{name: getattr(steered, name) for name in ("kp", "ki", "kd", "r2", "sign_gain", "sign_r2")},
+    }
+    inverted = steered.inverted(book["expert-runaway"].thresholds["least_r2"]).tolist()
+    return [
+        {"layer": layer, "kind": kind, "inverted": inverted[layer]}
+        | {name: number(values[layer]) for name, values in figures.items()}
+        for layer, kind in enumerate(steered.kind)
+    ]
 
 
 def _maxvio(session: Session, run_id: str) -> dict[str, Any]:

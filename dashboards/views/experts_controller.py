@@ -1,10 +1,10 @@
-"""What the balancing bias of one layer does, among all layers: only what was measured, no gain is guessed here.
+"""What steers the balancing bias of one layer, among all layers: what was measured, and what explains it best.
 
 Why it exists: the map says which layer leans; this says whether its controller is on the way to mend it. Sentence and
-dots come from one answer of the server, of the newest step: beside a replay that is said.
+dots come from one answer of the server, of the newest step: beside a replay that is said. Nothing is guessed here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -22,27 +22,49 @@ FACTS: Mapping[str, str] = {
     "same_direction": "same direction",
     "sign_flips": "sign flips",
 }
+GAINS = ("ki", "kp", "kd", "sign_gain")
 
 
 @st.fragment(run_every=5)
-def section(run_id: str, layer: int, replay: bool = False) -> None:
-    """One sentence and one row of dots a measure."""
+def section(run_id: str, layer: int, replay: bool = False, gains: bool = False) -> None:
+    """One sentence and one row of dots a measure, with `gains` also one a gain."""
     summary = latest(f"runs/{run_id}/experts/summary")
     if summary is None:
         return
-    facts = facts_of(summary)
+    facts = facts_of(summary, (*FACTS, *GAINS) if gains else tuple(FACTS))
     when = f"now, step {words.number(summary.get('step'))}" if replay else f"layer {layer}"
-    theme.section("Controller, as measured", "bias of this layer among all layers", when)
-    st.html(f'<p class="tt-lead tt-small">{sentence(facts, layer)}</p>')
+    theme.section("Controller, identified from the run", "least squares over 64 steps", when)
+    told = f"{sentence(facts, layer)} {identified(summary, layer)}".strip()
+    st.html(f'<p class="tt-lead tt-small">{told}</p>')
     charts.controller(layer, key=f"controller_{run_id}", facts=facts)
 
 
-def facts_of(summary: Row) -> dict[str, list[float | None]]:
+def identified(summary: Row, layer: int) -> str:
+    """Which controller explains the layer's biases, as markup; empty while nothing is known of it."""
+    row: Row = next((row for row in summary.get("controller") or () if row.get("layer") == layer), {})
+    kind = row.get("kind")
+    if row.get("inverted"):
+        return f"<b>Its sign is inverted</b>: the biases feed the error ({_gain(row, 'sign_gain', 'u', 'sign_r2')})."
+    if kind == "sign":
+        return f"It answers the error's sign, with {_gain(row, 'sign_gain', 'u', 'sign_r2')}; the sign is correct."
+    if kind == "pid":
+        return f"It follows the summed error, with {_gain(row, 'ki', 'Kᵢ', 'r2')}."
+    return "No simple controller explains half of its movement." if kind == "unknown" else ""
+
+
+def _gain(row: Row, name: str, symbol: str, r2: str) -> str:
+    gain, explained = row.get(name), row.get(r2)
+    if gain is None or explained is None:
+        return "gain not known"
+    return f"{symbol} = {float(gain):.2g}, R² {float(explained):.2f}".replace("-", "−")
+
+
+def facts_of(summary: Row, names: Sequence[str] = tuple(FACTS)) -> dict[str, list[float | None]]:
     """Each known measure as a list with a value a layer, in the layers' order."""
     rows = [row for row in summary.get("controller") or () if isinstance(row, Mapping)]
     rows = sorted(rows, key=lambda row: int(row.get("layer") or 0))
     found: dict[str, list[float | None]] = {}
-    for name in FACTS:
+    for name in names:
         values = [None if row.get(name) is None else float(row[name]) for row in rows]
         if any(value is not None for value in values):
             found[name] = values

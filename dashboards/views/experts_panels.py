@@ -69,7 +69,7 @@ def controller(shown: Shown) -> None:
         live=shown.live,
         picked=address.picked,
     )
-    experts_controller.section(shown.run_id, shown.layer, replay=shown.step is not None)
+    experts_controller.section(shown.run_id, shown.layer, replay=shown.step is not None, gains=True)
 
 
 def layers(shown: Shown) -> None:

@@ -172,6 +172,23 @@ def test_a_layers_bias_is_compared_with_the_median_and_nothing_is_guessed() -> N
     assert "after a window of 64 steps" in experts_controller.sentence({}, 3)
 
 
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"kind": "sign", "sign_gain": 0.001, "sign_r2": 0.97}, "u = 0.001, R² 0.97; the sign is correct."),
+        ({"kind": "pid", "ki": 0.0048, "r2": 0.941}, "summed error, with Kᵢ = 0.0048, R² 0.94."),
+        ({"kind": "pid", "inverted": True, "sign_gain": -0.02, "sign_r2": 0.8}, "<b>Its sign is inverted</b>"),
+        ({"kind": "unknown", "r2": 0.1}, "No simple controller explains half of its movement."),
+        ({"kind": "sign"}, "gain not known"),
+        ({}, ""),
+    ],
+)
+def test_the_controller_that_explains_a_layers_bias_is_named(row: dict[str, Any], told: str) -> None:
+    summary = {"controller": [{"layer": 0, "kind": "sign"}, {"layer": 1, **row}]}
+    assert told in experts_controller.identified(summary, 1)
+    assert experts_controller.identified(summary, 7) == ""
+
+
 @pytest.mark.parametrize("level", ["ok", "warn", "warning", "fault", "critical", "nodata", "off", None, "<b>", 3])
 def test_every_block_escapes_what_it_is_given(level: Any) -> None:
     row = {"label": HOSTILE, "value": HOSTILE, "unit": HOSTILE, "context": HOSTILE, "level": level}

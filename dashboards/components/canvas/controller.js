@@ -11,6 +11,10 @@ const NAMES = {
   drift: ["change of b", "mean size, 64 steps"],
   same_direction: ["same direction", "share of changes"],
   sign_flips: ["sign flips", "share of changes"],
+  ki: ["I on Σe", "what the bias chases"],
+  kp: ["P on e", "how hard it reacts"],
+  kd: ["D on Δe", "damping"],
+  sign_gain: ["u on sign e", "step of a sign controller"],
 }
 
 const SHARES = new Set(["same_direction", "sign_flips"])
@@ -58,11 +62,14 @@ function drawRow(context, view, { name, values, whole, here, middle }, top) {
   text(context, NAMES[name][0], 0, y - 1, tokens.text, { size: 12, weight: 500 })
   text(context, NAMES[name][1], 0, y + 12, tokens.faint, { size: 10.5 })
   line(context, LEFT, y, LEFT + wide, y, tokens.rule)
-  const most = whole ? 1 : Math.max(...values.filter(Number.isFinite), 0) || 1
-  const x = (value) => LEFT + Math.max(0, Math.min(1, value / most)) * (wide - 4) + 2
+  const known = values.filter(Number.isFinite)
+  const most = whole ? 1 : Math.max(...known, 0) || 1
+  const least = whole ? 0 : Math.min(...known, 0)
+  const x = (value) => LEFT + Math.max(0, Math.min(1, (value - least) / (most - least))) * (wide - 4) + 2
+  if (least < 0) line(context, x(0), y - 8, x(0), y + 8, tokens["strong-rule"])
   for (const value of values) if (Number.isFinite(value)) line(context, x(value), y - 4, x(value), y + 4, tokens.off)
   if (Number.isFinite(middle)) line(context, x(middle), y - 6, x(middle), y + 6, tokens.text, { width: 2 })
-  const far = Number.isFinite(here) && Number.isFinite(middle) && !whole && here > 3 * middle
+  const far = Number.isFinite(here) && Number.isFinite(middle) && !whole && middle > 0 && (here > 3 * middle || here < 0)
   if (Number.isFinite(here)) dot(context, x(here), y, far ? tokens.warn : tokens.ok)
   const ink = far ? tokens["warn-text"] : tokens.text
   text(context, figure(here, whole), view.width - RIGHT + 14, y - 1, ink, { size: 12, weight: 600 })
@@ -80,5 +87,7 @@ function figure(value, whole) {
   if (!Number.isFinite(value)) return "–"
   if (whole) return `${Math.round(value * 100)} %`
   if (value === 0) return "0"
-  return value >= 0.001 ? value.toPrecision(3) : value.toExponential(1).replace("-", "−")
+  const size = Math.abs(value)
+  const told = size >= 0.001 ? size.toPrecision(3) : size.toExponential(1).replace("-", "−")
+  return value < 0 ? `−${told}` : told
 }
