@@ -9,7 +9,7 @@ DEMO ?= watch
 NAME ?= spine
 CLUSTER := etcd kube-apiserver kube-controller-manager kube-scheduler kwok
 
-.PHONY: help setup demo kube test chaos scenarios lint bench soak screenshots docs lock clean
+.PHONY: help setup demo kube test test-frameworks chaos scenarios lint bench soak screenshots docs lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ kube:  ## build the pinned Kubernetes programs into the cache, once (about ten m
 
 test: setup kube  ## every test, with the programs that they need
 	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test-frameworks: setup  ## the probe against each training framework's own classes, in an environment each (FRAMEWORKS="megatron …")
+	@$(PYTHON) tools/frameworks.py run $(FRAMEWORKS)
 
 chaos: setup kube  ## what is done to a cluster and its controller, and what was seen: docs/chaos.md anew
 	@rm -f .cache/chaos.jsonl; mkdir -p .cache; programs=$$($(RUN) tools/programs.py) && eval "$$programs" && TRIMTAB_CHAOS_ROWS=$(CURDIR)/.cache/chaos.jsonl $(RUN) -m pytest -n 2 --dist loadfile tests/kube/test_kube_chaos.py tests/kube/test_kube_chaos_cluster.py && $(RUN) tools/chaos.py .cache/chaos.jsonl
@@ -53,7 +56,7 @@ docs:  ## the reference pages and the README's list of files anew
 	@PYTHONPATH=. $(RUN) tools/reference.py && $(RUN) tools/filelist.py
 
 lock:  ## write the pinned requirement files anew
-	@$(PYTHON) tools/lock.py
+	@$(PYTHON) tools/lock.py && $(PYTHON) tools/frameworks.py lock
 
 clean:  ## remove what was installed and made here
 	rm -rf .venv .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

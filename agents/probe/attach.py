@@ -1,91 +1,197 @@
-"""`attach(model)`: finds a model's routers and reads their counters once a step. The only file here that knows torch.
+"""`attach(model)`: finds a model's routers, whatever framework made them, and records their loads once a step.
 
-It fits any model whose routers are modules with two one-dimensional buffers of the same length: `tokens_per_expert`,
-this rank's counts of the step, and a bias (`balancing_biases`, `expert_bias` or `e_score_correction_bias`). Frameworks
-with other habits come with their own readers in agents/probe/frameworks when they land.
+One small reader a framework (agents/probe/frameworks) knows where the counts and biases are and when they are whole;
+the first that fits is taken. Frameworks are never imported here: a model brings its own. docs/attach.md has the three
+lines for each of them and says what they mean.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agents.probe.capture import Probe
+from agents.probe.frameworks.automodel import AutomodelLoads
+from agents.probe.frameworks.buffers import Buffers
+from agents.probe.frameworks.deepspeed import DeepSpeed
+from agents.probe.frameworks.megatron import MegatronCounts
+from agents.probe.frameworks.olmo_core import OlmoCore
+from agents.probe.frameworks.outputs import Tapped
+from agents.probe.frameworks.prime_rl import PrimeRL
+from agents.probe.frameworks.routers import AttachError, Biases, Options, Reader
+from agents.probe.frameworks.torchtitan import Torchtitan
+from agents.probe.frameworks.transformers import Transformers
+from agents.probe.sending import DeviceLane, DeviceSender, Frame, HostSender
 
-_COUNTS = "tokens_per_expert"
-_BIASES = ("balancing_biases", "expert_bias", "e_score_correction_bias")
+__all__ = ["READERS", "AttachError", "AttachedProbe", "attach"]
+
+READERS: tuple[type[Reader], ...] = (
+    MegatronCounts,
+    Torchtitan,
+    OlmoCore,
+    AutomodelLoads,
+    PrimeRL,
+    DeepSpeed,
+    Transformers,
+    Buffers,
+    Tapped,
+)
 
 
-class AttachError(Exception):
-    """A model in which no router can be found; the message says what was looked for."""
+def _reader(models: Sequence[nn.Module], framework: str | None, options: Options) -> Reader:
+    """The first reader that fits; raises AttachError with what all of them looked for."""
+    if any("_trimtab" in module.__dict__ for model in models for module in model.modules()):
+        raise AttachError("the model is attached to a probe already: close that one first")
+    wanted = [one for one in READERS if framework in (None, one.framework)]
+    if not wanted:
+        raise AttachError(f"no framework is called {framework!r}: one of {', '.join(r.framework for r in READERS)}")
+    if options.routers is not None and framework is None:
+        wanted = [Tapped]
+    for one in wanted:
+        found = one.find(models, options)
+        if found is not None:
+            if len({router.slots for router in found.routers}) > 1:
+                raise AttachError("the model's routers have different numbers of slots")
+            return found
+    raise AttachError(f"no router found; looked for {'; '.join(one.looks_for for one in wanted)}")
 
 
-def _layer_order(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts `layers.10` after `layers.9`: numbers by value, words by letters."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+def _rows(reader: Reader, options: Options) -> tuple[list[int], int]:
+    """The rows of the whole model's matrix that this process's routers fill, and how many rows there are."""
+    held, layers = len(reader.routers), reader.layers
+    if layers is not None and not isinstance(layers, int):
+        place = {number: row for row, number in enumerate(layers)}
+        try:
+            return [place[router.number] for router in reader.routers if router.number is not None], len(place)
+        except KeyError as error:
+            raise AttachError(f"layer {error} is not among the numbers given as layers") from error
+    total = options.first_layer + held if layers is None else layers
+    if options.first_layer + held > total:
+        raise AttachError(f"{held} routers from layer {options.first_layer} on do not fit into {total} layers")
+    return list(range(options.first_layer, options.first_layer + held)), total
 
 
-def _routers(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Each router with the name of its bias, in order of depth."""
-    found = []
-    for name, module in sorted(model.named_modules(), key=lambda item: _layer_order(item[0])):
-        buffers = dict(module.named_buffers(recurse=False))
-        counts = buffers.get(_COUNTS)
-        bias = next((candidate for candidate in _BIASES if candidate in buffers), None)
-        if counts is None or bias is None or counts.dim() != 1 or counts.shape != buffers[bias].shape:
-            continue
-        if counts.is_floating_point() and counts.dtype.itemsize < 4:
-            raise AttachError(f"{name}.{_COUNTS} is {counts.dtype}: too narrow to count in")
-        found.append((module, bias))
-    if not found:
-        raise AttachError(
-            f"no router found: none of the model's modules has the buffers {_COUNTS} and one of {', '.join(_BIASES)}"
-        )
-    if len({len(getattr(module, _COUNTS)) for module, _ in found}) > 1:
-        raise AttachError("the model's routers have different numbers of slots")
-    return found
+def _device(models: Sequence[nn.Module]) -> torch.device:
+    """Where the model's parameters are; the CPU for a model without any."""
+    found = next((parameter.device for model in models for parameter in model.parameters()), torch.device("cpu"))
+    return found if found.type == "cuda" else torch.device("cpu")
+
+
+def bias_checksum(biases: Biases, shape: tuple[int, int], rows: Sequence[int], device: torch.device) -> int:
+    """The first 8 bytes, big-endian, of SHA-256 over the float32 [layers, S] biases; 0 if some are not held here."""
+    if len(rows) < shape[0]:
+        return 0
+    frame = Frame(torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device), rows)
+    biases.read(frame.held_bias)
+    frame.spread()
+    return int.from_bytes(hashlib.sha256(frame.bias.cpu().numpy().tobytes()).digest()[:8], "big")
 
 
 class AttachedProbe:
-    """A probe over a model's routers: `step` is called at the end of each optimizer step, before counters reset."""
+    """A probe over a model's routers. `step` is called once an optimizer step, before counters of your own reset."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._found = _routers(model)
-        module = self._found[0][0]
-        layers, slots = len(self._found), len(getattr(module, _COUNTS))
-        self._counts = torch.empty((layers, slots), dtype=torch.int32)
-        self._bias = torch.empty((layers, slots), dtype=torch.float32)
-        self._top_k = int(getattr(module, "top_k", 1))
-        experts = int(getattr(module, "num_experts", slots))
-        self._probe = Probe(layers=layers, slots=slots, experts=experts, top_k=self._top_k)
-
-    def _read(self) -> None:
-        """Counters and biases of this moment: one stack and one copy each, so that a device is waited for twice, not
-        twice a layer. Buffers are looked up anew: moving a model to a device replaces them."""
-        self._counts.copy_(torch.stack([getattr(module, _COUNTS) for module, _ in self._found]))
-        self._bias.copy_(torch.stack([getattr(module, bias) for module, bias in self._found]))
-
-    def step(self, step: int, **scalars: Any) -> None:
-        """Records optimizer step `step` with its scalars: loss, grad_norm, step_seconds, learning_rate, tokens,
-        data_position (see Probe.write)."""
+    def __init__(self, models: Sequence[nn.Module], framework: str | None, options: Options, every: int) -> None:
+        self._reader = reader = _reader(models, framework, options)
+        self.framework = reader.framework
+        rows, layers = _rows(reader, options)
+        router = reader.routers[0]
+        shape, device = (layers, router.slots), _device(models)
+        parallel: dict[str, Any] = dict(reader.parallel)
+        self._probe = Probe(
+            layers=layers,
+            slots=router.slots,
+            experts=router.experts,
+            top_k=router.top_k,
+            start_bias=bias_checksum(Biases(reader.routers), shape, rows, device),
+            **parallel,
+        )
+        self._sender: HostSender | DeviceSender | None = None
         if not self._probe.active:
             return
         try:
-            self._read()
-            routed = int(self._counts[0].sum()) // self._top_k
+            if device.type == "cpu":
+                self._sender = HostSender(self._probe, reader, shape, rows)
+            else:
+                lane = DeviceLane(device)
+                self._sender = DeviceSender(self._probe, reader, shape, rows, device=device, lane=lane, every=every)
+        except BaseException:
+            self._probe.close()
+            raise
+
+    @property
+    def dropped(self) -> int:
+        """Steps that could not be recorded."""
+        return self._probe.dropped
+
+    def step(self, step: int, **scalars: Any) -> None:
+        """Records optimizer step `step`, all its micro batches together, with its scalars: loss, grad_norm,
+        step_seconds, learning_rate, tokens, data_position, route_mismatch (see Probe.write)."""
+        if self._sender is None:
+            return
+        try:
+            self._sender.send(step, scalars)
         except RuntimeError as error:  # shapes that changed under us, a device that failed: the trainer will say so
             self._probe.drop(step, error)
-            return
-        self._probe.write(step, self._counts.numpy(), self._bias.numpy(), routed=routed, **scalars)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Counts nothing of what runs inside, for forwards in training mode that are no training (a reference policy's
+        log-probabilities). Only where the probe counts itself; elsewhere AttachError."""
+        if self._sender is None:
+            return nullcontext()
+        return self._reader.paused()  # type: ignore[no-any-return]  # a context of the reader's
+
+    def padding(self, mask: Tensor | None) -> None:
+        """Gives the forward to come its mask, bool or int [B, T], 0 where a token is padding; transformers models tell
+        it themselves. Only where the probe counts itself; elsewhere AttachError."""
+        if self._sender is not None:
+            self._reader.keep(mask)
 
     def close(self) -> None:
-        """Lets go of the ring."""
+        """Writes what is on its way, gives the model back as it was and lets go of the ring."""
+        if self._sender is not None:
+            self._sender.close()
+            self._reader.close()
+            self._sender = None
         self._probe.close()
 
 
-def attach(model: nn.Module) -> AttachedProbe:
-    """A probe on every router of `model`, in order of depth; raises AttachError when there is none. It is inert
-    without TRIMTAB_HEARTBEAT_DIR."""
-    return AttachedProbe(model)
+def attach(
+    model: nn.Module | Sequence[nn.Module],
+    *,
+    framework: str | None = None,
+    layers: int | Sequence[int] | None = None,
+    first_layer: int = 0,
+    routers: str | None = None,
+    experts: int | None = None,
+    top_k: int | None = None,
+    duplicate: bool = False,
+    every: int = 1,
+    expert_parallel: int | None = None,
+    tensor_parallel: int | None = None,
+    pipeline_parallel: int | None = None,
+) -> AttachedProbe:
+    """A probe on every router of `model` (or of its pipeline parts), in order of depth; call it after a checkpoint is
+    loaded, so that the biases which the run begins with are known. Inert without TRIMTAB_HEARTBEAT_DIR.
+
+    A pipeline stage says which rows of the whole model it fills: `layers` is how many mixture layers there are and
+    `first_layer` the first one's place here, or `layers` is the list of all their numbers as the modules' names have
+    them (Megatron tells by itself). `duplicate` marks a rank whose tokens another one reports. `routers` (a regular
+    expression over module names), `experts` and `top_k` describe routers that no reader knows. `every` copies from a
+    device only every so many steps. The sizes of the parallel groups are noted with the run.
+
+    Raises AttachError when there is no router, with all that was looked for.
+    """
+    models = [model] if isinstance(model, nn.Module) else list(model)
+    sizes = {
+        "expert_parallel": expert_parallel,
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+    }
+    parallel = {name: size for name, size in sizes.items() if size is not None}
+    options = Options(layers, first_layer, routers, experts, top_k, duplicate, parallel)
+    return AttachedProbe(models, framework, options, every)

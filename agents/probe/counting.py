@@ -1,0 +1,269 @@
+"""Our own counters: how many tokens each router sent to each slot, where the framework itself does not count.
+
+A tapped router gets a subclass of its class whose `forward` leaves a reference to the chosen experts behind; the last
+router of the model adds all of them to one buffer in two operations. A forward hook would do the same, but any hook at
+all sends `nn.Module.__call__` down a path that costs a microsecond a module more (docs/attach.md has the figures).
+Inside torch.compile the tap is a custom op, so that the graph does not break. Nothing here waits for a device: indices
+are added with scatter_add_, since bincount must know its length first.
+
+What is counted: forwards in training mode, with or without gradients (reentrant checkpointing runs its first forward
+without), but none that happen inside a backward pass: those are recomputations. What is not: statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+INDEX, MAP, COUNTS = 0, 1, 2
+"""What a tap takes: int [..., K] chosen slots, bool [..., S] a map of them, or [S] counts of this forward."""
+
+_inside_backward = torch._C._current_graph_task_id  # -1 outside of a backward pass
+_NOTHING: Any = object()
+_compiled = [False]  # whether any compiled graph has ever counted
+
+
+def _add(row: Tensor, picked: Tensor, kind: int, kept: Tensor | None) -> None:
+    """Adds one router's choices to its row [S] of int32. `kept` [T] is 0 where a token is padding."""
+    if kind == COUNTS:
+        row.add_(picked.to(row.dtype))
+        return
+    chosen = picked.reshape(-1, picked.shape[-1])
+    if kept is not None and kept.shape[0] != chosen.shape[0]:
+        kept = None  # not this batch's mask
+    if kind == MAP:
+        row.add_(chosen.sum(0) if kept is None else (chosen * kept[:, None]).sum(0))
+        return
+    weight = torch.ones((), dtype=row.dtype, device=row.device) if kept is None else kept[:, None]
+    row.scatter_add_(0, chosen.reshape(-1).long(), weight.expand(chosen.shape).reshape(-1))
+
+
+@torch.library.custom_op("trimtab::count", mutates_args=("row",))
+def count(picked: Tensor, row: Tensor, kind: int, kept: Tensor | None) -> None:
+    """The tap inside a compiled graph; opaque to the compiler, so it can ask at run time whether this is a backward."""
+    _compiled[0] = True
+    if _inside_backward() == -1:
+        _add(row, picked, kind, kept)
+
+
+@count.register_fake
+def _(*_: Any) -> None:
+    return None
+
+
+class Forward(NamedTuple):
+    """One call of a tapped router."""
+
+    module: Any
+    output: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Tap:
+    """What is known of one tapped router: its row, and how its choices are found in what `forward` returns."""
+
+    def __init__(self, counter: Counter, row: int, top_k: int, logits_at: int | None) -> None:
+        self.counter, self.row, self.top_k, self.logits_at = counter, row, top_k, logits_at
+        self.compiled_row = torch.zeros(counter.slots, dtype=torch.int32, device=counter.counts.device)
+        self.pick: Callable[[Forward], Tensor] | None = None
+        """In place of a search of the output: from the call to what was chosen, of the counter's kind."""
+
+    def read(self, call: Forward) -> tuple[int, Tensor, int | None]:
+        """What was chosen, its kind, and its place if that is all there is to know. Keeps nothing, since it is traced
+        into compiled graphs; raises TypeError if nothing in the output tells the choices."""
+        if self.pick is not None:
+            return self.counter.kind, self.pick(call), None
+        whole = isinstance(call.output, Tensor)
+        items = (call.output,) if whole else call.output
+        for at, item in enumerate(items):
+            kind = self._kind_of(item)
+            if kind is not None:
+                return kind, item, None if whole else at
+        if self.logits_at is None:
+            raise TypeError("a router's output holds neither chosen experts nor a map of them")
+        return INDEX, items[self.logits_at].detach().topk(self.top_k, dim=-1).indices, None
+
+    def _kind_of(self, item: Any) -> int | None:
+        if not isinstance(item, Tensor) or item.dim() == 0:
+            return None
+        width, floating = item.shape[-1], item.is_floating_point()
+        if item.dtype == torch.bool:
+            return MAP if item.dim() > 1 and width == self.counter.slots else None
+        if item.dim() > 1:
+            return INDEX if not floating and width == self.top_k else None
+        exact = not floating or item.dtype.itemsize >= 4
+        return COUNTS if width == self.counter.slots and exact and not item.requires_grad else None
+
+
+def _count_traced(call: Forward) -> None:
+    tap: Tap = call.module._trimtab
+    kind, picked, _ = tap.read(call)
+    count(picked, tap.compiled_row, kind, tap.counter.kept)
+
+
+def _forward_of(counter: Counter, base: type) -> Callable[..., Any]:
+    """`forward` of a tapped class. It runs once a layer and step: what it needs is at hand in cells, and a call with
+    one argument, as nearly all are, is passed on as such."""
+    forward = base.forward  # type: ignore[attr-defined]  # of an nn.Module
+    ran, chose = counter.ran.append, counter.chosen.append
+    last, flush = counter.modules[-1], counter.flush
+    inside_backward, compiling = _inside_backward, torch.compiler.is_dynamo_compiling
+    at: int | None = None
+
+    def tapped(self: Any, given: Any = _NOTHING, *more: Any, **named: Any) -> Any:
+        nonlocal at
+        if not more and not named and given is not _NOTHING:
+            output = forward(self, given)
+        else:
+            more = more if given is _NOTHING else (given, *more)
+            output = forward(self, *more, **named)
+        if self.training:
+            if compiling():
+                _count_traced(Forward(self, output, more or (given,), named))
+            elif inside_backward() == -1:
+                if at is not None:
+                    chose(output[at])
+                else:
+                    counter.kind, picked, at = self._trimtab.read(Forward(self, output, more or (given,), named))
+                    chose(picked)
+                ran(self)
+                if self is last:
+                    flush()
+        return output
+
+    return tapped
+
+
+def _reduce_of(base: type) -> Callable[..., Any]:
+    def reduced(self: Any, protocol: Any) -> Any:
+        """A copy or a pickle of a tapped module is a plain one, of the class that it had, and counts nothing."""
+        function, made, state, *rest = cast(Any, base).__reduce_ex__(self, protocol)
+        if type(self).__base__ is base:
+            made = (base, *made[1:])
+        return (function, made, {name: value for name, value in state.items() if name != "_trimtab"}, *rest)
+
+    return reduced
+
+
+def tap_method(module: nn.Module, tap: Any, method: str, make: Callable[[type], Any], made: dict[type, type]) -> None:
+    """Gives `module` a subclass of its class in which `method` is what `make` returns for that class; `tap` is found
+    there as `self._trimtab`. One subclass a class, kept in `made`: torch.compile sees the same code in every layer."""
+    base = type(module)
+    if base not in made:
+        body = {method: make(base), "__reduce_ex__": _reduce_of(base), "_trimtab_base": base}
+        made[base] = type(base.__name__, (base,), {**body, "__module__": base.__module__, "__doc__": base.__doc__})
+        made[base].__qualname__ = base.__qualname__
+    object.__setattr__(module, "_trimtab", tap)
+    module.__class__ = made[base]
+
+
+def untap(module: nn.Module) -> None:
+    """Gives a tapped module its class back, unless somebody has changed it again since."""
+    if "_trimtab_base" in type(module).__dict__:
+        module.__class__ = type(module).__dict__["_trimtab_base"]
+        del module.__dict__["_trimtab"]
+
+
+class Counter:
+    """Adds up what tapped routers chose, into `counts`: int32 [rows, S], on the routers' device, not reset here."""
+
+    def __init__(self, counts: Tensor) -> None:
+        self.counts = counts
+        self.rows, self.slots = counts.shape
+        self.kind = INDEX
+        self.kept: Tensor | None = None
+        """int32 [T], 0 where a token of the forward to come is padding, or None."""
+        self.ran: list[nn.Module] = []
+        self.chosen: list[Tensor] = []
+        self.modules: list[nn.Module] = []
+        self.taps: list[Tap] = []
+        self._ones: dict[torch.Size, Tensor] = {}
+
+    def tap(self, module: nn.Module, top_k: int, logits_at: int | None = None) -> Tap:
+        """Will count `module`'s forwards into the next row, from `begin` on; the tap may be given a `pick`."""
+        tap = Tap(self, len(self.taps), top_k, logits_at)
+        self.modules.append(module)
+        self.taps.append(tap)
+        return tap
+
+    def begin(self) -> None:
+        """Begins to count, once every row has its tap."""
+        made: dict[type, type] = {}
+        for module, tap in zip(self.modules, self.taps, strict=True):
+            tap_method(module, tap, "forward", lambda base: _forward_of(self, base), made)
+
+    def keep(self, mask: Tensor | None) -> None:
+        """Sets the padding mask of the forward to come: bool or int [B, T], 0 or False where a token is padding."""
+        if not torch.compiler.is_dynamo_compiling():
+            self.flush()
+        self.kept = None if mask is None else mask.detach().reshape(-1).to(torch.int32)
+
+    def flush(self) -> None:
+        """Adds what is pending to the counts: two operations when each router ran once on as many tokens."""
+        if not self.ran:
+            return
+        modules, chosen = self.ran.copy(), self.chosen.copy()
+        self.ran.clear()
+        self.chosen.clear()
+        if modules == self.modules and self.kind == INDEX and self._add_together(chosen):
+            return
+        for module, one in zip(modules, chosen, strict=True):
+            tap: Any = module._trimtab
+            _add(self.counts[tap.row], one, self.kind, self.kept)
+
+    def _add_together(self, picked: list[Tensor]) -> bool:
+        """Adds one choice of each router at once; False if they are not alike."""
+        try:
+            stacked = torch.stack(picked)
+        except RuntimeError:  # of different numbers of tokens
+            return False
+        if stacked.dtype != torch.int64:
+            return False
+        chosen = stacked.view(self.rows, -1)
+        self.counts.scatter_add_(1, chosen, self._weight(chosen.shape, picked[0].shape))
+        return True
+
+    def _weight(self, shape: torch.Size, one: torch.Size) -> Tensor:
+        """What each choice adds: 1, or 0 for padding; int32 [rows, T * K]."""
+        tokens = one[:-1].numel()
+        if self.kept is not None and self.kept.shape[0] == tokens:
+            return self.kept[:, None].expand(tokens, one[-1]).reshape(1, -1).expand(shape)
+        ones = self._ones.get(shape)
+        if ones is None:
+            self._ones.clear()
+            ones = torch.ones((1, 1), dtype=torch.int32, device=self.counts.device).expand(shape)
+            self._ones[shape] = ones
+        return ones
+
+    def collect(self) -> None:
+        """Makes the counts whole: what is pending, and what compiled graphs counted."""
+        self.flush()
+        if _compiled[0]:
+            rows = [tap.compiled_row for tap in self.taps]
+            self.counts.add_(torch.stack(rows))
+            torch._foreach_zero_(rows)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forgets what is counted inside."""
+        self.collect()
+        before = self.counts.clone()
+        try:
+            yield
+        finally:
+            self.collect()
+            self.counts.copy_(before)
+
+    def close(self) -> None:
+        """Gives every router its class back."""
+        for module in self.modules:
+            untap(module)
+        self.modules.clear()
+        self.taps.clear()
+        self.ran.clear()
+        self.chosen.clear()

@@ -1,0 +1,56 @@
+"""DeepSpeed: `MOELayer.exp_counts` of each forward; under AutoEP the choices of its routers.
+
+`exp_counts` is what the gate chose before capacity drops tokens, without tokens that `used_token` leaves out.
+AutoEP's own `tokens_per_expert` is not read: it is never reset, counts evaluation and recomputation too, and as a
+float32 is no longer exact past 2^24 tokens an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from agents.probe.counting import COUNTS, INDEX, Forward
+from agents.probe.frameworks.outputs import Tapped
+from agents.probe.frameworks.routers import Options, Reader, Router, made_by, named, number_of
+
+
+class DeepSpeed(Tapped):
+    """Counts by taps on DeepSpeed's layers, or on AutoEP's routers."""
+
+    framework = "deepspeed"
+    looks_for = "DeepSpeed's MOELayer or AutoEPMoELayer"
+
+    @classmethod
+    def find(cls, models: Sequence[nn.Module], options: Options) -> Reader | None:
+        found = []
+        for name, module in named(models):
+            if not made_by(module, "deepspeed"):
+                continue
+            layer, number = cast(Any, module), number_of(name)
+            if hasattr(type(module), "_is_autoep_layer"):
+                biased = module._buffers.get("expert_bias") is not None
+                bias = (module._buffers, "expert_bias") if biased else None
+                router = Router(f"{name}.router", layer.router, layer.num_experts, layer.num_experts, layer.top_k, bias)
+                found.append(router)
+            elif type(module).__name__ == "MOELayer":
+                experts = layer.gate.wg.weight.shape[0]
+                found.append(Router(name, module, experts, experts, layer.gate.k, None, number))
+        return cls(found, options) if found else None
+
+    def install(self, counts: Tensor) -> None:
+        super().install(counts)
+        layers = [tap for tap, router in zip(self.counter.taps, self.routers, strict=True) if _is_layer(router)]
+        self.counter.kind = COUNTS if layers else INDEX
+        for tap in layers:
+            tap.pick = _exp_counts
+
+
+def _is_layer(router: Router) -> bool:
+    return type(router.module).__name__ == "MOELayer"
+
+
+def _exp_counts(call: Forward) -> Tensor:
+    return cast(Tensor, call.module.exp_counts)

@@ -1,0 +1,219 @@
+"""From counts to records: at once where the routers are on the CPU, a step late and without waiting on a device.
+
+On a device a step's counts and biases lie in one flat buffer, which one non-blocking copy on a side stream brings into
+pinned memory; the record is written at a later step, once the copy's event has passed. Nothing here waits for a device
+before `close`: when every buffer is still on its way, the step is dropped and counted.
+
+The device path is tested with a stand-in for the stream (tests/agents); on a GPU it is unmeasured.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from agents.probe.capture import Probe
+from agents.probe.frameworks.routers import Biases, Reader
+
+SCALARS = ("loss", "grad_norm", "step_seconds", "learning_rate")
+BUFFERS = 4
+
+
+class Frame:
+    """One step of the whole model, [layers, S]: zeros and NaN for layers that this process does not hold."""
+
+    def __init__(self, counts: Tensor, bias: Tensor, rows: Sequence[int]) -> None:
+        self.counts, self.bias = counts, bias
+        counts.zero_()
+        bias.fill_(float("nan"))
+        first, held = rows[0], len(rows)
+        if list(rows) == list(range(first, first + held)):
+            self.held_counts, self.held_bias = counts[first : first + held], bias[first : first + held]
+            self.rows: Tensor | None = None
+        else:
+            self.rows = torch.tensor(rows, device=counts.device)
+            self.held_counts = torch.zeros_like(counts[:held])
+            self.held_bias = torch.zeros_like(bias[:held])
+        self.held_bias.zero_()
+        self.spread()
+
+    def spread(self) -> None:
+        """Puts what is held in its rows, where those are not one block."""
+        if self.rows is not None:
+            self.counts.index_copy_(0, self.rows, self.held_counts)
+            self.bias.index_copy_(0, self.rows, self.held_bias)
+
+
+class HostSender:
+    """Writes the record of a step when the step is told."""
+
+    def __init__(self, probe: Probe, reader: Reader, shape: tuple[int, int], rows: Sequence[int]) -> None:
+        self.probe, self.reader = probe, reader
+        self.biases = Biases(reader.routers)
+        self.frame = Frame(torch.empty(shape, dtype=torch.int32), torch.empty(shape), rows)
+        self._counts, self._bias = self.frame.counts.numpy(), self.frame.bias.numpy()
+        self._none = torch.zeros(shape, dtype=torch.int32).numpy() if reader.duplicate else None
+        self._first, self._top_k = rows[0], reader.routers[0].top_k
+        reader.install(self.frame.held_counts)
+
+    def send(self, step: int, scalars: dict[str, Any]) -> None:
+        """Takes and writes one step; raises RuntimeError if the model can no longer be read."""
+        reader, frame = self.reader, self.frame
+        try:
+            reader.collect()
+            self.biases.read(frame.held_bias)
+            if frame.rows is not None:
+                frame.spread()
+            if self._none is None:
+                routed = int(self._counts[self._first].sum()) // self._top_k
+                self.probe.write(step, self._counts, self._bias, routed=routed, **scalars)
+            else:
+                self.probe.write(step, self._none, self._bias, **scalars)
+        finally:
+            reader.forget()
+
+    def close(self) -> None:
+        """Nothing is on its way."""
+
+
+class Lane(Protocol):
+    """The way from a device into host memory. `bring` starts a copy and gives its event, which is asked, not awaited,
+    until the end."""
+
+    def host(self, shape: tuple[int, ...]) -> Tensor: ...
+
+    def bring(self, host: Tensor, device: Tensor) -> Any: ...
+
+
+class DeviceLane:
+    """A side stream of a CUDA or HIP device, into pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+
+    def host(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, pin_memory=True)
+
+    def bring(self, host: Tensor, device: Tensor) -> Any:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            host.copy_(device, non_blocking=True)
+            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's
+            event.record(self._stream)
+        return event
+
+
+@dataclass
+class _Buffer:
+    """`every` steps on the device, the same in host memory, and what the caller said of each."""
+
+    device: Tensor
+    host: Tensor
+    frames: list[Frame]
+    scalars: list[Tensor]
+    told: list[tuple[int, dict[str, Any], list[str]]] = field(default_factory=list)
+    event: Any = None
+
+
+class DeviceSender:
+    """Writes the record of a step when its copy has arrived, in the order of the steps."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        reader: Reader,
+        shape: tuple[int, int],
+        rows: Sequence[int],
+        *,
+        device: torch.device,
+        lane: Lane,
+        every: int = 1,
+    ) -> None:
+        self.probe, self.reader, self.lane, self.shape = probe, reader, lane, shape
+        self.biases = Biases(reader.routers)
+        self._size = shape[0] * shape[1]
+        self._first, self._top_k = rows[0], reader.routers[0].top_k
+        self._free = deque(self._make(every, rows, device) for _ in range(BUFFERS))
+        self._away: deque[_Buffer] = deque()
+        self._filling: _Buffer | None = None
+        self._every = every
+        reader.install(torch.zeros((len(rows), shape[1]), dtype=torch.int32, device=device))
+
+    def _make(self, every: int, rows: Sequence[int], device: torch.device) -> _Buffer:
+        size = self._size
+        flat = torch.empty((every, 2 * size + len(SCALARS)), dtype=torch.int32, device=device)
+        frames = []
+        for line in flat:
+            bias = line[size : 2 * size].view(torch.float32).view(self.shape)
+            frames.append(Frame(line[:size].view(self.shape), bias, rows))
+        scalars = [line[2 * size :].view(torch.float32) for line in flat]
+        return _Buffer(flat, self.lane.host((every, 2 * size + len(SCALARS))), frames, scalars)
+
+    def send(self, step: int, scalars: dict[str, Any]) -> None:
+        """Takes one step on the device and starts its copy; writes what has arrived of earlier steps."""
+        self._write_arrived(wait=False)
+        try:
+            if self._filling is None and self._free:
+                self._filling = self._free.popleft()
+            if self._filling is None:
+                self.probe.drop(
+                    step, RuntimeError(f"the copies of {BUFFERS * self._every} steps are still on their way")
+                )
+                return
+            self.reader.collect()
+            self._fill(self._filling, step, scalars)
+        finally:
+            self.reader.forget()
+        if len(self._filling.told) == self._every:
+            self._start(self._filling)
+
+    def _fill(self, buffer: _Buffer, step: int, scalars: dict[str, Any]) -> None:
+        at = len(buffer.told)
+        frame = buffer.frames[at]
+        if not self.reader.duplicate:
+            frame.held_counts.copy_(self.reader.counts)
+        self.biases.read(frame.held_bias)
+        frame.spread()
+        late = [name for name in SCALARS if isinstance(scalars.get(name), Tensor) and scalars[name].is_cuda]
+        for name in late:  # a number on the device travels with the counts: asking for it here would wait
+            buffer.scalars[at][SCALARS.index(name)].copy_(scalars[name].detach().reshape(()), non_blocking=True)
+        known = {name: value for name, value in scalars.items() if name not in late}
+        buffer.told.append((step, known, late))
+
+    def _start(self, buffer: _Buffer) -> None:
+        buffer.event = self.lane.bring(buffer.host, buffer.device)
+        self._away.append(buffer)
+        self._filling = None
+
+    def _write_arrived(self, wait: bool) -> None:
+        while self._away:
+            buffer = self._away[0]
+            if wait:
+                buffer.event.synchronize()
+            elif not buffer.event.query():
+                return
+            for at, (step, scalars, late) in enumerate(buffer.told):
+                self._write(buffer, at, step, scalars, late)
+            buffer.told.clear()
+            self._free.append(self._away.popleft())
+
+    def _write(self, buffer: _Buffer, at: int, step: int, scalars: dict[str, Any], late: list[str]) -> None:
+        line, size = buffer.host[at], self._size
+        counts = line[:size].view(self.shape).numpy()
+        bias = line[size : 2 * size].view(torch.float32).view(self.shape).numpy()
+        values = line[2 * size :].view(torch.float32)
+        arrived: dict[str, Any] = {name: float(values[SCALARS.index(name)]) for name in late}
+        routed = int(counts[self._first].sum()) // self._top_k
+        self.probe.write(step, counts, bias, routed=routed, **scalars, **arrived)
+
+    def close(self) -> None:
+        """Waits for what is on its way and writes it."""
+        if self._filling is not None and self._filling.told:
+            self._start(self._filling)
+        self._write_arrived(wait=True)

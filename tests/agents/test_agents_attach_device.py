@@ -1,0 +1,143 @@
+"""The way of a device's counts into records, with a stand-in for its stream: copies arrive when the test says so.
+
+The tensors are on the CPU and everything else is what runs on a device. No GPU was there to measure or to run it on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents.probe.capture import Probe
+from agents.probe.frameworks.outputs import Tapped
+from agents.probe.frameworks.routers import Options
+from agents.probe.sending import BUFFERS, DeviceSender
+from tests.records import Records, records
+
+__all__ = ["records"]
+
+
+class Event:
+    """A copy that is made when it arrives, so that whatever spoils its source on the way is seen."""
+
+    def __init__(self, host: Tensor, device: Tensor) -> None:
+        self._host, self._device, self.arrived, self.awaited = host, device, False, False
+
+    def arrive(self) -> None:
+        self._host.copy_(self._device)
+        self.arrived = True
+
+    def query(self) -> bool:
+        return self.arrived
+
+    def synchronize(self) -> None:
+        self.awaited = True
+        self.arrive()
+
+
+class Lane:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def host(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.full(shape, -1, dtype=torch.int32)
+
+    def bring(self, host: Tensor, device: Tensor) -> Event:
+        self.events.append(Event(host, device))
+        return self.events[-1]
+
+
+class Router(nn.Module):
+    num_experts, top_k = 4, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("expert_bias", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Trainer:
+    """Two routers and a sender over them; a step sends `tokens` tokens to expert `step % 4`."""
+
+    def __init__(
+        self, every: int = 1, layers: int = 2, rows: tuple[int, ...] = (0, 1), duplicate: bool = False
+    ) -> None:
+        self.model = nn.ModuleList(Router() for _ in range(2))
+        reader: Any = Tapped.find([self.model], Options(duplicate=duplicate))
+        self.probe = Probe(layers=layers, slots=4, experts=4, top_k=1)
+        self.lane = Lane()
+        where = {"device": torch.device("cpu"), "lane": self.lane, "every": every}
+        self.sender = DeviceSender(self.probe, reader, (layers, 4), rows, **where)  # type: ignore[arg-type]  # as named
+
+    def step(self, step: int, tokens: int, **scalars: Any) -> None:
+        for router in self.model:
+            router(torch.full((tokens, 1), step % 4))
+            router.expert_bias[step % 4] += 1
+        self.sender.send(step, scalars)
+
+
+def test_a_record_is_written_at_the_step_after_its_copy_has_arrived(records: Records) -> None:
+    trainer = Trainer()
+    trainer.step(1, 3, loss=0.5)
+    assert records.rows() == []
+    trainer.lane.events[0].arrive()
+    trainer.step(2, 5, loss=0.25)
+    (first,) = records.rows()
+    assert (first.step, first.loss, first.routed) == (1, 0.5, 3)
+    assert records.counts(first).tolist() == [[0, 3, 0, 0]] * 2
+    assert records.bias(first).tolist() == [[0, 1, 0, 0]] * 2
+    trainer.sender.close()
+    (second,) = records.rows()
+    assert (second.step, records.counts(second).tolist()) == (2, [[0, 0, 5, 0]] * 2)
+    assert records.bias(second).tolist() == [[0, 1, 1, 0]] * 2
+    trainer.probe.close()
+
+
+def test_a_device_that_lags_drops_steps_and_is_never_waited_for(records: Records) -> None:
+    trainer = Trainer()
+    for step in range(BUFFERS + 2):
+        trainer.step(step, step + 1)
+    assert not any(event.awaited for event in trainer.lane.events)
+    assert (trainer.probe.dropped, len(trainer.lane.events)) == (2, BUFFERS)
+    for event in trainer.lane.events:
+        event.arrive()
+    trainer.step(9, 7)
+    assert [(record.step, record.routed) for record in records.rows()] == [(step, step + 1) for step in range(BUFFERS)]
+    trainer.sender.close()
+    assert [(record.step, record.routed) for record in records.rows()] == [(9, 7)]
+    trainer.probe.close()
+
+
+def test_one_copy_carries_every_step_of_several(records: Records) -> None:
+    trainer = Trainer(every=3)
+    for step in range(5):
+        trainer.step(step, step + 1)
+    assert len(trainer.lane.events) == 1
+    trainer.sender.close()
+    assert len(trainer.lane.events) == 2
+    assert [(record.step, record.routed) for record in records.rows()] == [(step, step + 1) for step in range(5)]
+    trainer.probe.close()
+
+
+def test_a_stage_with_rows_apart_and_a_duplicate(records: Records) -> None:
+    trainer = Trainer(layers=3, rows=(0, 2))
+    trainer.step(1, 3)
+    trainer.sender.close()
+    record = records.last()
+    assert records.counts(record).tolist() == [[0, 3, 0, 0], [0] * 4, [0, 3, 0, 0]]
+    assert records.bias(record)[1].tolist() == pytest.approx([float("nan")] * 4, nan_ok=True)
+    trainer.probe.close()
+
+
+def test_a_rank_whose_tokens_another_reports_sends_biases_only(records: Records) -> None:
+    trainer = Trainer(duplicate=True)
+    trainer.step(1, 3)
+    trainer.sender.close()
+    record = records.last()
+    assert (records.counts(record).sum(), record.routed, records.bias(record)[0, 1]) == (0, 0, 1)
+    trainer.probe.close()
