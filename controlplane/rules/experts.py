@@ -79,14 +79,19 @@ def design_effect(counts: ArrayLike, squares: ArrayLike, freedom: ArrayLike, ran
     variance of T·q·(1 − q), T its tokens and q = K·share the expert's chance (Kish 1965, "design effect": the ratio of
     the variances with and without clustering). NaN where there is no second rank or nothing was routed.
     """
+    free, expected = np.asarray(freedom, dtype=np.float64), rank_variance(counts, ranks, top_k)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.asarray(squares, dtype=np.float64) / (free * expected)
+    return np.asarray(np.where((free > 0) & (expected > 0), found, np.nan), dtype=np.float64)
+
+
+def rank_variance(counts: ArrayLike, ranks: ArrayLike, top_k: int) -> Floats:
+    """What independent tokens give a rank, the sum of its counts' variances over experts: [L], Σ_e T·q·(1 − q)."""
     counted, members = np.asarray(counts, dtype=np.float64), np.asarray(ranks, dtype=np.float64)
-    free = np.asarray(freedom, dtype=np.float64)
     routed = counted.sum(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         chance = np.clip(top_k * counted / routed[..., None], 0.0, 1.0)
-        expected = routed / (top_k * members) * (chance * (1 - chance)).sum(axis=-1)
-        found = np.asarray(squares, dtype=np.float64) / (free * expected)
-    return np.asarray(np.where((free > 0) & (expected > 0), found, np.nan), dtype=np.float64)
+        return np.asarray(routed / (top_k * members) * (chance * (1 - chance)).sum(axis=-1), dtype=np.float64)
 
 
 def pooled_design_effect(
@@ -95,12 +100,22 @@ def pooled_design_effect(
     """The design effect of a window: [L], from counts [W, L, E] and the others [W, L] (`design_effect`'s); at least 1,
     as tokens are hardly ever more even than chance, and 1 where nothing is known. The mean of the steps, each weighing
     by its degrees of freedom."""
-    each, weight = design_effect(counts, squares, freedom, ranks, top_k), np.asarray(freedom, dtype=np.float64)
+    each = design_effect(counts, squares, freedom, ranks, top_k)
+    return trailing_design_effect(each.T, np.asarray(freedom, dtype=np.float64).T, len(each))[:, -1]
+
+
+def trailing_design_effect(effects: ArrayLike, freedom: ArrayLike, steps: int = 64) -> Floats:
+    """The design effect in force at each of N steps: [L, N], from those of single steps [L, N] and their degrees of
+    freedom: the weighted mean of the last `steps` steps, at least 1; 1 where none of them is known."""
+    each, weight = np.asarray(effects, dtype=np.float64), np.asarray(freedom, dtype=np.float64)
     known = np.isfinite(each) & (weight > 0)
-    weight = np.where(known, weight, 0.0)
-    total = weight.sum(axis=0)
-    mean = (np.where(known, each, 0.0) * weight).sum(axis=0) / np.where(total > 0, total, 1.0)
-    return np.asarray(np.where(total > 0, np.maximum(mean, 1.0), 1.0), dtype=np.float64)
+    sums = np.cumsum(np.where(known, each * weight, 0.0), axis=1), np.cumsum(np.where(known, weight, 0.0), axis=1)
+    for found in sums:
+        found[:, steps:] -= found[:, :-steps].copy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = sums[0] / sums[1]
+    # differences of sums leave a crumb where nothing is known
+    return np.asarray(np.where(sums[1] > 0.5, np.maximum(mean, 1.0), 1.0), dtype=np.float64)
 
 
 def maxvio_floor(floor_cv: ArrayLike, experts: int) -> Floats:
@@ -228,6 +243,15 @@ def sign_flip_rate(bias: ArrayLike, experts: int) -> Floats:
     signs = _bias_signs(bias, experts)
     products = signs[:-1] * signs[1:]
     return _mean_known((products < 0).sum(axis=0), (products != 0).sum(axis=0))
+
+
+def churn(share: ArrayLike) -> Floats:
+    """How much of a layer's load moves to other experts from one step to the next: [L], mean over the window of shares
+    [W, L, E] of ½·Σ_e |p_t − p_{t−1}| (total variation distance). NaN for fewer than two steps."""
+    shares = np.asarray(share, dtype=np.float64)
+    if shares.shape[0] < 2:
+        return np.full(shares.shape[1], np.nan)
+    return np.asarray(np.abs(np.diff(shares, axis=0)).sum(axis=-1).mean(axis=0) / 2, dtype=np.float64)
 
 
 def bias_change(bias: ArrayLike, experts: int) -> Floats:

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_ranks import rank_loads
-from controlplane.rules.experts import DEAD_STEPS, dead_experts, lag1_autocorrelation, layer_statistics
+from controlplane.rules.experts import (
+    DEAD_STEPS,
+    dead_experts,
+    design_effect,
+    lag1_autocorrelation,
+    layer_statistics,
+    trailing_design_effect,
+)
 from controlplane.services import experts_words
 from controlplane.services.experts_words import Picture
 from controlplane.store.expert_records import ExpertStep
@@ -33,14 +40,36 @@ class Balance:
     share: NDArray[np.float32]
     """[L, E]"""
     cv_floor: NDArray[np.float32]
-    """[L]"""
+    """[L] in floors of independent tokens"""
     floor_cv: float
+    effect: NDArray[np.float64]
+    freedom: NDArray[np.float64]
+    """[L] the ranks' design effect in this step, NaN unknown, and its degrees of freedom"""
 
 
 def _balance(step: ExpertStep) -> Balance:
     with np.errstate(invalid="ignore", over="ignore"):  # a bias that diverged is infinite
         found = layer_statistics(step.counts, step.bias, step.shape.experts, step.shape.top_k)
-    return Balance(found.share.astype(np.float32), found.cv_floor.astype(np.float32), float(found.floor_cv))
+    effect, freedom = _effect(step)
+    share, cv_floor = found.share.astype(np.float32), found.cv_floor.astype(np.float32)
+    return Balance(share, cv_floor, float(found.floor_cv), effect, freedom)
+
+
+def _effect(step: ExpertStep) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    spread = step.spread
+    if spread is None:
+        return np.full(step.shape.layers, np.nan), np.zeros(step.shape.layers)
+    counts = step.counts[:, : step.shape.experts]
+    return design_effect(counts, spread.squares, spread.freedom, spread.ranks, step.shape.top_k), spread.freedom
+
+
+def _floors(balances: Sequence[Balance]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """CV in floors in force [W, L], and the design effect of the window [L]."""
+    effects = np.stack([balance.effect for balance in balances], axis=1)
+    freedom = np.stack([balance.freedom for balance in balances], axis=1)
+    effect = trailing_design_effect(effects, freedom, HISTORY)[:, -1]
+    floors = np.stack([balance.cv_floor for balance in balances]) / np.sqrt(effect)
+    return floors.astype(np.float32), effect
 
 
 def of_window(
@@ -55,7 +84,8 @@ def of_window(
     seen = _judged(steps, balances)
     last, shape = steps[-1], steps[-1].shape
     history = np.full((shape.layers, HISTORY), np.nan, np.float32)
-    history[:, HISTORY - len(steps) :] = np.stack([balance.cv_floor for balance in balances], axis=1)
+    floors, effect = _floors(balances)
+    history[:, HISTORY - len(steps) :] = floors.T
     dead = np.zeros((shape.layers, shape.slots), np.uint8)
     dead[:, : shape.experts] = seen.dead
     with np.errstate(invalid="ignore"):
@@ -72,7 +102,8 @@ def of_window(
         "tokens": last.tokens,
         "ranks": last.ranks,
         "expert_parallel": last.expert_parallel,
-        "floor_cv": balances[-1].floor_cv,
+        "floor_cv": balances[-1].floor_cv * float(np.sqrt(np.median(effect))),
+        "design_effect": float(np.median(effect)),
         "settling": seen.settling,
         "sentence": experts_words.sentence(seen),
         "tiles": experts_words.tiles(seen),
@@ -81,7 +112,7 @@ def of_window(
         "counts": last.counts,
         "bias": last.bias,
         "delta_bias": delta,
-        "cv_floor": balances[-1].cv_floor,
+        "cv_floor": floors[-1],
         "lag1": seen.lag1.astype(np.float32),
         "dead": dead,
         "history": history,
@@ -126,7 +157,7 @@ def _balances(
 
 def _judged(steps: Sequence[ExpertStep], balances: Sequence[Balance], book: RuleBook | None = None) -> Picture:
     shares = np.stack([balance.share for balance in balances])
-    cv_floors = np.stack([balance.cv_floor for balance in balances])
+    floors, effect = _floors(balances)
     experts = steps[-1].shape.experts
     dead = dead_experts(np.stack([step.counts for step in steps[-DEAD_STEPS:]]), experts)
-    return experts_words.picture(steps[-1], shares, cv_floors, lag1_autocorrelation(shares), dead, book)
+    return experts_words.picture(steps[-1], shares, floors, lag1_autocorrelation(shares), dead, effect, book)

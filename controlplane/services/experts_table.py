@@ -67,7 +67,7 @@ def table(
         "top_k": shape.top_k,
         "tokens": last.tokens,
         "ranks": last.ranks,
-        "floor_cv": number(seen.found.floor_cv),
+        "floor_cv": number(seen.floor),
         "settling": seen.settling,
         "sentence": experts_words.sentence(seen, ended=row is not None and row.status in RUN_ENDED),
         "tiles": experts_words.tiles(seen),

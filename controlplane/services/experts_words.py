@@ -31,7 +31,9 @@ class Picture:
     found: LayerStatistics
     """of the last step alone"""
     cv_floor: NDArray[np.floating[Any]]
-    """[L] of the last step"""
+    """[L] of the last step, in floors in force"""
+    effect: Floats
+    """[L] design effect of the window; 1 where ranks tell none"""
     lag1: Floats
     """[L] over the window"""
     shares: NDArray[np.floating[Any]]
@@ -45,6 +47,11 @@ class Picture:
     warmup_steps: int
     warn_at: float
     fault_at: float
+
+    @property
+    def floor(self) -> float:
+        """The sampling floor in force as a CV: chance alone, with tokens as correlated as the median layer's."""
+        return float(self.found.floor_cv * np.sqrt(np.median(self.effect)))
 
     def worst(self) -> int:
         """The layer farthest from even."""
@@ -69,9 +76,10 @@ def picture(
     cv_floors: NDArray[np.floating[Any]],
     lag1: Floats,
     dead: NDArray[np.bool_],
+    effect: Floats,
     book: RuleBook | None = None,
 ) -> Picture:
-    """Judges the window that ends with `last`: shares [W, L, E], cv_floors [W, L], lag1 [L], dead [L, E]."""
+    """Judges the window that ends with `last`: shares [W, L, E], cv_floors [W, L], lag1 and effect [L], dead [L, E]."""
     rules = book or shipped_book()
     imbalance, oscillation = rules["expert-imbalance"].thresholds, rules["expert-oscillation"].thresholds
     warmup = int(imbalance["warmup_steps"])
@@ -84,6 +92,7 @@ def picture(
         last=last,
         found=found,
         cv_floor=cv_floors[-1],
+        effect=effect,
         lag1=lag1,
         shares=shares,
         dead=dead,
@@ -133,7 +142,7 @@ def tiles(seen: Picture) -> list[Tile]:
     """The row of figures of this step."""
     shape, worst, cv_floor = seen.last.shape, seen.worst(), seen.cv_floor
     above = [int(np.count_nonzero(cv_floor > limit)) for limit in (seen.fault_at, seen.warn_at)]
-    cv, floor = median(seen.found.cv), number(seen.found.floor_cv)
+    cv, floor = median(seen.found.cv), number(seen.floor)
     dead = int(seen.dead.sum())
     effective = seen.found.effective * shape.experts
     fewest = int(np.argmin(np.nan_to_num(effective, nan=np.inf)))
@@ -145,7 +154,9 @@ def tiles(seen: Picture) -> list[Tile]:
             f"{_count(above[0], 'layer')} above {seen.fault_at:g}×, {above[1]} above {seen.warn_at:g}×",
             seen.level(float(cv_floor[worst])),
         ),
-        tile("median layer", times(median(cv_floor)), "floor", f"CV {_plain(cv)}, floor {_plain(floor)}"),
+        tile(
+            "median layer", times(median(cv_floor)), "floor", f"CV {_plain(cv)}, floor {_plain(floor)}{_effect(seen)}"
+        ),
         tile(
             "dead experts",
             str(dead),
@@ -162,6 +173,12 @@ def tiles(seen: Picture) -> list[Tile]:
         _skip_tile(seen),
         _swing_tile(seen),
     ]
+
+
+def _effect(seen: Picture) -> str:
+    """How much the ranks' tokens correlate, where they tell it."""
+    effect = float(np.median(seen.effect))
+    return f", design effect {effect:.1f}" if effect > 1 else ""
 
 
 def _dead_named(seen: Picture) -> str:

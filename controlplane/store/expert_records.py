@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.readings import LAYER_FACTS, ExpertRecord
-from controlplane.rules.experts import layer_statistics
+from controlplane.rules.experts import design_effect, layer_statistics, rank_variance
 from controlplane.store import arrays
 from controlplane.store.codec import COLUMNS, RAW, CodecError, decode_column, encode_column
 from controlplane.store.compression import FAST, SMALL, compress, decompress
@@ -23,9 +23,9 @@ Counts = NDArray[np.uint32]
 Float32 = NDArray[np.float32]
 Matrices = tuple[Counts, Float32]
 
-STATISTICS = ("maxvio", "cv", "cv_floor", "effective", "dead_count", "skip_share", "gini", "bias_spread")
+STATISTICS = ("maxvio", "cv", "cv_floor", "effective", "dead_count", "skip_share", "bias_spread")
 """The statistics a layer that are stored beside the counts; controlplane.rules.experts says what they mean."""
-_SPREAD = ("spread_squares", "spread_freedom", "spread_ranks")
+_SPREAD = ("design_effect", "spread_freedom", "spread_ranks")
 OF_LAYERS = (*STATISTICS, *_SPREAD, *LAYER_FACTS)
 """All that is stored a layer: [L, S] in a chunk, NaN where unknown."""
 _LAYOUT = ("expert_parallel", "tensor_parallel", "pipeline_parallel")
@@ -273,8 +273,7 @@ def encode_steps(steps: Sequence[ExpertStep]) -> Coded:
         stats[name] = np.array(sizes, np.int64)
     unknown = np.full((len(LAYER_FACTS), shape.layers), np.nan, np.float32)
     facts = np.stack([unknown if step.facts is None else step.facts for step in steps], axis=-1)
-    none = np.zeros((len(_SPREAD), shape.layers))
-    spreads = np.stack([none if step.spread is None else step.spread.stacked() for step in steps], axis=-1)
+    spreads = np.stack([_spread_told(step) for step in steps], axis=-1)
     stats |= dict(zip((*LAYER_FACTS, *_SPREAD), np.concatenate([facts, spreads.astype(np.float32)]), strict=True))
     for name in STATISTICS:
         stats[name] = getattr(found, name).T.astype(np.float32)
@@ -295,10 +294,26 @@ def read_steps(
             *(run_id, attempt_no, step, at_s, ranks, tokens, dropped, shape),
             *(matrices[0][index], matrices[1][index], (layout[0], layout[1], layout[2]), start_bias, route_mismatch),
             None if np.isnan(facts[..., index]).all() else facts[..., index],
-            Spread(*spreads[..., index]) if spreads[1, :, index].any() else None,
+            _spread_back(spreads[..., index], matrices[0][index, :, : shape.experts], shape.top_k),
         )
         for index, (step, at_s, ranks, tokens, dropped, start_bias, route_mismatch, *layout) in enumerate(plain)
     ]
+
+
+def _spread_told(step: ExpertStep) -> NDArray[np.float64]:
+    """[3, L] of _SPREAD: the sum of squares is kept as the design effect that it makes."""
+    if step.spread is None:
+        return np.stack([np.full(step.shape.layers, np.nan), *np.zeros((2, step.shape.layers))])
+    spread, counts = step.spread, step.counts[:, : step.shape.experts]
+    effect = design_effect(counts, spread.squares, spread.freedom, spread.ranks, step.shape.top_k)
+    return np.stack([effect, spread.freedom, spread.ranks])
+
+
+def _spread_back(told: NDArray[np.float64], counts: Counts, top_k: int) -> Spread | None:
+    effect, freedom, ranks = told
+    if not freedom.any():
+        return None
+    return Spread(np.nan_to_num(effect * freedom * rank_variance(counts, ranks, top_k)), freedom, ranks)
 
 
 def merge_coded(parts: Sequence[tuple[Shape, Coded, int]]) -> tuple[Coded, int]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Row, and_, func, select
 from sqlalchemy.orm import Session
 
+from controlplane.rules.experts import trailing_design_effect
 from controlplane.store.arrays import Arrays
 from controlplane.store.codec import COLUMNS
 from controlplane.store.expert_kept import with_matrices
@@ -31,6 +32,7 @@ from controlplane.store.expert_records import (
 )
 from controlplane.store.tables import ExpertChunk, ExpertLayer
 
+FLOORS = ("cv_floor", "design_effect", "spread_freedom")
 Key = tuple[str, int, int]
 """Run, attempt number, step."""
 Integers = NDArray[np.int64]
@@ -242,7 +244,10 @@ def _current(attempts: Integers, steps: Integers, firsts: dict[int, int], first:
 def read_statistics(
     session: Session, run_id: str, names: Sequence[str], *, first: int = 0, last: int = 2**62
 ) -> Statistics:
-    """Statistics of the current view over the steps first ≤ step ≤ last."""
+    """Statistics of the current view over the steps first ≤ step ≤ last.
+
+    `cv_floor` is what is stored, in floors of independent tokens, over √(design effect) of the trailing 64 steps read.
+    """
     query = select(ExpertChunk.attempt_no, ExpertChunk.stats).where(*_overlapping(run_id, first, last))
     rows = session.execute(query.order_by(ExpertChunk.id)).all()
     bundles = [Arrays(stats) for _, stats in rows]
@@ -259,13 +264,26 @@ def read_statistics(
     step = np.concatenate([bundle["step"] for bundle in bundles])
     attempt_no = np.repeat([row.attempt_no for row in rows], [len(bundle["step"]) for bundle in bundles])
     keep = _current(attempt_no, step, _first_steps(session, run_id), first, last)
+
+    def of_layers(name: str) -> Float32:
+        values: Float32 = np.concatenate([bundle[name] for bundle in bundles], axis=1)[:, keep]
+        return values
+
+    values = {name: of_layers(name) for name in names}
+    if "cv_floor" in values:
+        values["cv_floor"] = _in_force(values["cv_floor"], of_layers("design_effect"), of_layers("spread_freedom"))
     return Statistics(
         step[keep],
         attempt_no[keep],
         np.concatenate([bundle["at_s"] for bundle in bundles])[keep],
         np.concatenate([bundle["floor_cv"] for bundle in bundles])[keep],
-        {name: np.concatenate([bundle[name] for bundle in bundles], axis=1)[:, keep] for name in names},
+        values,
     )
+
+
+def _in_force(cv_floor: Float32, effects: Float32, freedom: Float32) -> Float32:
+    """CV [L, N] in multiples of the floor in force, that of tokens as correlated as the ranks show."""
+    return (cv_floor / np.sqrt(trailing_design_effect(effects, freedom))).astype(np.float32)
 
 
 def read_scalars(session: Session, attempt: tuple[str, int], name: str, *, limit: int) -> NDArray[np.float64]:
@@ -322,7 +340,7 @@ def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: 
         _means(share, starts).T,
         _means(bias[:, :experts], starts).T,
         _means(statistic("cv"), starts),
-        _means(statistic("cv_floor"), starts),
+        _means(_in_force(*(statistic(name)[None] for name in FLOORS))[0], starts),
         _means(statistic("skip_share"), starts),
     )
 

@@ -224,3 +224,19 @@ def test_a_bias_that_never_moves_has_no_direction() -> None:
     assert x.same_direction_share(rising, 4)[0] == 1
     assert x.sign_flip_rate(rising, 4)[0] == 0
     assert x.bias_change(rising, 4)[0] == 1
+
+
+def test_churn_is_the_part_of_the_load_that_moves() -> None:
+    shares = np.array([[[0.5, 0.5, 0.0]], [[0.5, 0.0, 0.5]], [[0.5, 0.0, 0.5]]])
+    assert x.churn(shares) == pytest.approx([0.25])
+    assert np.isnan(x.churn(shares[:1])).all()
+
+
+def test_the_pooled_design_effect_weighs_by_degrees_of_freedom_and_is_at_least_one() -> None:
+    counts = np.full((2, 1, 4), 100.0)
+    expected = 400 / 8 * 4 * 0.25 * 0.75
+    squares = np.array([[7 * expected * 3.0], [1 * expected * 11.0]])
+    freedom, ranks = np.array([[7.0], [1.0]]), np.full((2, 1), 8.0)
+    assert x.pooled_design_effect(counts, squares, freedom, ranks, 1) == pytest.approx([4.0])
+    assert x.pooled_design_effect(counts, squares * 0, freedom, ranks, 1).tolist() == [1.0]
+    assert x.pooled_design_effect(counts, squares, freedom * 0, ranks, 1).tolist() == [1.0]
