@@ -9,7 +9,7 @@ DEMO ?= watch
 NAME ?= spine
 CLUSTER := etcd kube-apiserver kube-controller-manager kube-scheduler kwok
 
-.PHONY: help setup demo kube test test-frameworks chaos scenarios lint bench soak screenshots docs lock clean
+.PHONY: help setup demo kube test test-frameworks chaos scenarios lint bench corpus soak screenshots docs lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -44,7 +44,10 @@ lint: setup  ## style, types, import contracts
 bench:  ## figures, one JSON line each: make bench NAME=spine
 	@$(PYTHON) tools/install.py --requirements requirements/bench.txt
 	@$(if $(filter kube,$(NAME)),$(PYTHON) tools/kube.py $(CLUSTER) > /dev/null)
-	@programs=$$($(if $(filter agent,$(NAME)),$(RUN) tools/programs.py TRIMTAB_AMDSMI CC)) && eval "$$programs" && $(RUN) -m benchmarks.$(NAME) $(ARGS)
+	@programs=$$($(if $(filter agent,$(NAME)),$(RUN) tools/programs.py TRIMTAB_AMDSMI CC)) && eval "$$programs" && $(RUN) -m benchmarks.$(subst -,_,$(NAME)) $(ARGS)
+
+corpus: setup  ## train the labelled runs that the expert alarms are judged on, once (about 40 minutes on 2 cores)
+	@$(RUN) -m benchmarks.corpus $(ARGS)
 
 soak: setup  ## half an hour of a node agent under drills: flat memory
 	@programs=$$($(RUN) tools/programs.py TRIMTAB_AMDSMI CC) && eval "$$programs" && $(RUN) -m benchmarks.soak $(ARGS)
