@@ -96,6 +96,18 @@ def _mean_known(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
 
+def course_frame(session: Session, live: Live, run_id: str, columns: int) -> tuple[str, bytes] | None:
+    """layers_frame of the whole run, made anew only when another column of it is full: a long run is dear to read."""
+    bounds = experts.bounds(session, run_id)
+    if bounds is None:
+        return None
+    run = live.run(run_id)
+    width = min(max(columns, 1), MAX_COLUMNS)
+    full = bounds[1] // max(1, (bounds[1] - bounds[0] + 1) // width)
+    key = (width, bounds[0], full, run.window[-1].attempt_no if run and run.window else None)
+    return live.kept(run_id, f"course-{width}", key, lambda: layers_frame(session, run_id, columns=width))
+
+
 def layers_frame(
     session: Session,
     run_id: str,

@@ -48,7 +48,7 @@ def identified(summary: Row, layer: int) -> str:
     if kind == "sign":
         return f"It answers the error's sign, with {_gain(row, 'sign_gain', 'u', 'sign_r2')}; the sign is correct."
     if kind == "pid":
-        return f"It follows the summed error, with {_gain(row, 'ki', 'Kᵢ', 'r2')}."
+        return f"It follows the summed error, with {_gain(row, 'ki', 'Ki', 'r2')}."
     return "No simple controller explains half of its movement." if kind == "unknown" else ""
 
 

@@ -176,7 +176,7 @@ def test_a_layers_bias_is_compared_with_the_median_and_nothing_is_guessed() -> N
     ("row", "told"),
     [
         ({"kind": "sign", "sign_gain": 0.001, "sign_r2": 0.97}, "u = 0.001, R² 0.97; the sign is correct."),
-        ({"kind": "pid", "ki": 0.0048, "r2": 0.941}, "summed error, with Kᵢ = 0.0048, R² 0.94."),
+        ({"kind": "pid", "ki": 0.0048, "r2": 0.941}, "summed error, with Ki = 0.0048, R² 0.94."),
         ({"kind": "pid", "inverted": True, "sign_gain": -0.02, "sign_r2": 0.8}, "<b>Its sign is inverted</b>"),
         ({"kind": "unknown", "r2": 0.1}, "No simple controller explains half of its movement."),
         ({"kind": "sign"}, "gain not known"),

@@ -156,3 +156,24 @@ def test_expert_parallel_ranks_are_told_as_far_as_they_are_declared() -> None:
     assert np.isnan(arrays["rank_load"][1]).all()
     for layout in ((1, 1, 1), (3, 1, 1)):
         assert "rank_load" not in experts_frame.of_window([replace(step, layout=layout)])[1]
+
+
+def test_the_course_of_a_long_run_is_read_again_only_when_a_column_is_full(store: Store) -> None:
+    add_run(store)
+    old_steps(store)
+    live = Live(store, ManualClock(START))
+    shape = Shape(2, 5, 4, 1)
+    made = []
+    for step in (699, 700, 720):
+        one = ExpertStep(
+            "run-1", 1, step, START + step, 1, 400, 0, shape,
+            np.full((2, 5), 80, np.uint32), np.zeros((2, 5), np.float32),
+        )  # fmt: skip
+        with store.write() as session:
+            session.add(experts.chunk_row("run-1", 1, shape, encode_steps([one]), level=0, steps=(step, step, 1)))
+        with store.read() as session:
+            made.append(experts_over_time.course_frame(session, live, "run-1", 32))
+            assert experts_over_time.course_frame(session, live, "none", 32) is None
+    assert made[0] is made[1] and made[2] is not made[1] and made[2] is not None
+    head, arrays = frames.unpack(made[2][1])
+    assert (head["step"], arrays["cv_floor"].shape) == (720, (2, 32))

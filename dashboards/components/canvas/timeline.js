@@ -22,6 +22,7 @@ const SHAPES = {
 
 export const timeline = {
   ...timed,
+  ages: true,
 
   // The buttons stand in front of the strip, on a phone above it.
   room(view) {
@@ -159,7 +160,17 @@ function strong(words) {
   return made
 }
 
-const newestStep = (view) => (view.frame ? view.frame.arrays.steps.values.at(-1) : (view.data.newest ?? null))
+// The strip of a long run is made anew only when a column is full: a live picture beside it knows better.
+function newestStep(view) {
+  const known = [view.data.newest, view.frame?.arrays.steps.values.at(-1)]
+  for (const other of view.everyone) {
+    const { run, step } = other.frame?.header ?? {}
+    if (other.data?.kind === "experts" && other.live && run === view.frame?.header.run) known.push(step)
+  }
+  const steps = known.filter(Number.isFinite)
+  return steps.length ? Math.max(...steps) : null
+}
+
 const firstStep = (view) => (view.frame ? (view.frame.header.first_step ?? view.frame.arrays.steps.values[0]) : 0)
 
 // One step at a time; past the newest one the page is live again. The address follows once the keys rest.
