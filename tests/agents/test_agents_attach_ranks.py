@@ -1,4 +1,4 @@
-"""Two ranks under torchrun, in DistributedDataParallel: each reports its own tokens, and together they are the whole batch's."""
+"""Two ranks under torchrun, in DistributedDataParallel: each reports its own tokens; together they are the batch's."""
 
 from __future__ import annotations
 
