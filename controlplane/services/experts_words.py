@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from controlplane.rules import book as rule_book
 from controlplane.rules.book import RuleBook
-from controlplane.rules.experts import Floats, LayerStatistics, layer_statistics, period_steps
+from controlplane.rules.experts import Floats, LayerStatistics, period_steps
 from controlplane.store.expert_records import ExpertStep
 
 LAYERS_NAMED = 3
@@ -36,8 +36,8 @@ class Picture:
     """[L] design effect of the window; 1 where ranks tell none"""
     lag1: Floats
     """[L] over the window"""
-    shares: NDArray[np.floating[Any]]
-    """[W, L, E]"""
+    shares: Sequence[NDArray[np.floating[Any]]]
+    """of each of the W steps [L, E]"""
     dead: NDArray[np.bool_]
     """[L, E] without a token in the last steps"""
     swinging: NDArray[np.bool_]
@@ -72,22 +72,22 @@ def shipped_book() -> RuleBook:
 
 def picture(
     last: ExpertStep,
-    shares: NDArray[np.floating[Any]],
+    found: LayerStatistics,
+    shares: Sequence[NDArray[np.floating[Any]]],
     cv_floors: NDArray[np.floating[Any]],
     lag1: Floats,
     dead: NDArray[np.bool_],
     effect: Floats,
     book: RuleBook | None = None,
 ) -> Picture:
-    """Judges the window that ends with `last`: shares [W, L, E], cv_floors [W, L], lag1 and effect [L], dead [L, E]."""
+    """Judges the window that ends with `last`, whose statistics are `found`: shares W of [L, E], cv_floors [W, L],
+    lag1 and effect [L], dead [L, E]."""
     rules = book or shipped_book()
     imbalance, oscillation = rules["expert-imbalance"].thresholds, rules["expert-oscillation"].thresholds
     warmup = int(imbalance["warmup_steps"])
     settling = last.step <= warmup
     loud = cv_floors.mean(axis=0) > oscillation["cv_floor"]
     swinging = ((lag1 <= oscillation["lag1"]) & loud) | (lag1 <= oscillation["worse_lag1"])
-    with np.errstate(invalid="ignore", over="ignore"):  # a bias that diverged is infinite
-        found = layer_statistics(last.counts, last.bias, last.shape.experts, last.shape.top_k)
     return Picture(
         last=last,
         found=found,
@@ -215,7 +215,9 @@ def _swing_tile(seen: Picture) -> Tile:
     context = "not judged in the warm-up" if seen.settling else f"none in the last {len(seen.shares)} steps"
     if len(layers):
         first = int(layers[0])
-        context = f"L{first}, period {period_steps(seen.shares[:, first : first + 1])[0]:.1f} steps"
+        context = (
+            f"L{first}, period {period_steps(np.stack([one[first : first + 1] for one in seen.shares]))[0]:.1f} steps"
+        )
     unit = "layer" if len(layers) == 1 else "layers"
     value = "–" if seen.settling else str(len(layers))
     return tile("oscillating", value, "" if seen.settling else unit, context, "warn" if len(layers) else "ok")

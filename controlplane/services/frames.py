@@ -50,7 +50,7 @@ def payload(arrays: Mapping[str, NDArray[Any]]) -> Payload:
         parts += [body, bytes(padding)]
         at += len(body) + padding
     whole = b"".join(parts)
-    return Payload(tuple(listed), whole, hashlib.blake2b(whole, digest_size=8).digest())
+    return Payload(tuple(listed), whole, hashlib.sha256(whole).digest())
 
 
 def tag(content: Payload, meta: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from controlplane.clock import Clock
 from controlplane.services import experts_frame, fleet_frame, frames
+from controlplane.services.experts_window import MovingWindow
 from controlplane.services.fleet_state import BLIND_AFTER_S, NodeStatus, statuses
 from controlplane.store import codec, experts, faults, nodes, telemetry, watch
 from controlplane.store.codec import Samples
@@ -61,7 +62,7 @@ class _Built:
     key: object
     payload: frames.Payload
     meta: dict[str, object]
-    balances: dict[int, tuple[ExpertStep, experts_frame.Balance]]
+    window: MovingWindow
 
 
 class Live:
@@ -70,6 +71,7 @@ class Live:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._lock = threading.Lock()
+        self._building = threading.Lock()
         self._nodes: dict[str, LiveNode] = {}
         self._runs: OrderedDict[str, LiveRun] = OrderedDict()
         self._ranks: OrderedDict[tuple[str, int], int] = OrderedDict()
@@ -174,17 +176,17 @@ class Live:
 
     def experts_frame(self, run_id: str) -> tuple[str, bytes] | None:
         """The last step of a run as (ETag, frame); None if it has no record. The tag changes with the content."""
-        run = self.run(run_id)
-        if run is None or not run.window:
-            return None
-        key = (run.window[-1].key, run.window[-1].ranks, len(run.window), run.simulated)
-        built = self._built.get(run_id)
-        if built is None or built.key != key:
-            balances = {} if built is None else built.balances
-            meta, arrays = experts_frame.of_window(run.window, balances)
-            built = self._built[run_id] = _Built(
-                key, frames.payload(arrays), {**meta, "simulated": run.simulated}, balances
-            )
+        with self._building:
+            run = self.run(run_id)
+            if run is None or not run.window:
+                return None
+            key = (run.window[-1].key, run.window[-1].ranks, len(run.window), run.simulated)
+            built = self._built.get(run_id)
+            if built is None or built.key != key:
+                window = MovingWindow() if built is None else built.window
+                meta, arrays = experts_frame.of_window(run.window, window)
+                head = {**meta, "simulated": run.simulated}
+                built = self._built[run_id] = _Built(key, frames.payload(arrays), head, window)
         age_s = max(0.0, self._clock.now() - run.received_s)
         meta = {**built.meta, "stale": age_s > BLIND_AFTER_S}
         frame = frames.pack("experts", {**meta, "age_s": round(age_s, 3)}, built.payload)
