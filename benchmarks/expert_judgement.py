@@ -29,7 +29,7 @@ from controlplane.rules import alarms
 from controlplane.rules import book as rule_book
 from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_marks import data_mix_shifts
-from controlplane.rules.expert_window import ExpertWindow, Resumed
+from controlplane.rules.expert_window import TREND_STEPS, ExpertWindow, Resumed
 from controlplane.rules.experts import layer_statistics
 
 PAGE = Path("docs/experts.md")
@@ -89,8 +89,11 @@ def replay(recipe: Recipe, book: RuleBook) -> Judged:
     judged = Judged(recipe, steps=len(run["step"]))
     for attempt in np.unique(run["attempt"]):
         where = np.flatnonzero(run["attempt"] == attempt)
+        cv = _cv(run, where)
         for end in range(EVERY, len(where) + 1, EVERY):
             window = _window(run, where[max(0, end - WINDOW) : end], int(where[0]))
+            early = end - TREND_STEPS
+            window = replace(window, cv_before=cv[early - WINDOW : early].mean(axis=0)) if early >= WINDOW else window
             for finding in alarms.judge(window, book).findings:
                 judged.fired.setdefault(finding.rule, []).append(int(window.steps[-1]))
     with np.errstate(invalid="ignore"):
@@ -100,6 +103,11 @@ def replay(recipe: Recipe, book: RuleBook) -> Judged:
     if marks:
         judged.fired[MARK] = marks
     return judged
+
+
+def _cv(run: Mapping[str, NDArray[Any]], cut: NDArray[np.int64]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # a layer without tokens
+        return layer_statistics(run["counts"][cut], run["bias"][cut], SHAPE.num_experts, 1).cv
 
 
 def _window(run: Mapping[str, NDArray[Any]], cut: NDArray[np.int64], first: int) -> ExpertWindow:

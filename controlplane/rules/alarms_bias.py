@@ -23,7 +23,7 @@ def runaway(window: ExpertWindow, rule: Rule) -> Judgement:
     controller = identify(last.counts, last.bias, last.experts)
     inverted = controller.inverted(at["least_r2"])
     same = statistics.same_direction_share(last.bias, last.experts)
-    one_way = (same >= at["same_direction"]) & (last.floors > at["cv_floor"]) & ~last.falling(at["falling"])
+    one_way = (same >= at["same_direction"]) & (last.floors > at["cv_floor"]) & ~last.falling(rule)
     layers = inverted if inverted.any() else one_way
     if not layers.any():
         return Judgement()

@@ -18,10 +18,11 @@ def imbalance(window: ExpertWindow, rule: Rule) -> Judgement:
     last = window.last(rule, int(at["window_steps"]))
     if last is None:
         return unknown(window, rule)
-    effective, falling = last.found.effective.mean(axis=0), last.falling(at["falling"])
-    uneven = ((last.floors > at["cv_floor"]) & (last.cv > at["cv"])) | (effective < at["effective"])
+    effective, falling = last.found.effective.mean(axis=0), last.falling(rule)
+    even = last.even_effective
+    uneven = ((last.floors > at["cv_floor"]) & (last.cv > at["cv"])) | (effective < at["effective"] * even)
     collapsed = (last.floors > at["worse_cv_floor"]) & (last.cv > at["worse_cv"])
-    collapsed |= effective < at["worse_effective"]
+    collapsed |= effective < at["worse_effective"] * even
     uneven, collapsed = uneven & ~falling, collapsed & ~falling
     layers = collapsed if collapsed.any() else uneven
     if not layers.any():
@@ -62,7 +63,7 @@ def dead(window: ExpertWindow, rule: Rule) -> Judgement:
     last = window.last(rule, steps)
     if last is None:
         return unknown(window, rule)
-    found = statistics.dead_experts(last.counts, last.experts, steps)
+    found = statistics.dead_experts(last.counts, last.experts, steps, window.design_effect)
     found &= ~_coming_back(window, int(rule.thresholds["patience_steps"]))
     count = found.sum(axis=-1)
     if not found.any():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from controlplane.rules.book import Rule
-from controlplane.rules.expert_ranks import rank_loads, skew
+from controlplane.rules.expert_ranks import rank_loads, skew, skew_floor
 from controlplane.rules.expert_window import ExpertWindow, finding, unknown, worst
 from controlplane.rules.findings import Judgement
 
@@ -20,8 +20,8 @@ def parallel_skew(window: ExpertWindow, rule: Rule) -> Judgement:
     if last is None:
         return unknown(window, rule)
     loads = rank_loads(last.counts.sum(axis=0, dtype=np.float64), last.experts, ranks)
-    uneven = skew(loads)
-    calm = last.falling(at["falling"])
+    uneven, calm = skew(loads), last.falling(rule)
+    calm |= uneven - 1 < at["floors"] * skew_floor(loads, last.design_effect)
     grave, layers = (uneven > at["worse_skew"]) & ~calm, (uneven > at["skew"]) & ~calm
     layers = np.asarray(grave if grave.any() else layers)
     if not layers.any():

@@ -58,6 +58,15 @@ def skew(loads: ArrayLike) -> Floats:
         return np.asarray(found.max(axis=-1) / found.mean(axis=-1), dtype=np.float64)
 
 
+def skew_floor(loads: ArrayLike, design_effect: ArrayLike) -> Floats:
+    """What chance alone makes of skew − 1 for loads [L, R]: √((R − 1)·deff ÷ N)·√(2 ln R), N the layer's tokens (the
+    sampling floor of R equal bins, and the expected maximum of R near-normal loads)."""
+    found = np.asarray(loads, dtype=np.float64)
+    ranks, tokens = found.shape[-1], np.maximum(found.sum(axis=-1), 1.0)
+    floor = np.sqrt((ranks - 1) * np.asarray(design_effect, dtype=np.float64) / tokens)
+    return np.asarray(floor * np.sqrt(2 * np.log(ranks)), dtype=np.float64)
+
+
 def imbalance_tax(step_seconds: ArrayLike, loads: ArrayLike) -> Tax | None:
     """The tax of steps [W] with loads [W, L, R]; None where too few steps are known or the load never moved.
 

@@ -18,6 +18,7 @@ from controlplane.rules import experts as statistics
 from controlplane.rules.book import Rule
 from controlplane.rules.findings import RUN, Finding, Judgement, Subject
 
+TREND_STEPS = 192
 _LAYERS_NAMED = 16
 
 
@@ -51,6 +52,8 @@ class ExpertWindow:
     top_k: int
     spread: NDArray[np.float64] | None = None
     """[3, W, L] sums of squares between ranks, their degrees of freedom, the ranks (store.expert_records.Spread)"""
+    cv_before: NDArray[np.float64] | None = None
+    """[L] mean CV of as many steps, TREND_STEPS earlier in the same attempt; None while there are none"""
     expert_parallel: int = 1
     balanced_until: int | None = None
     """the last step at which the job's own schedule moves the biases; None: to the end"""
@@ -104,11 +107,24 @@ class ExpertWindow:
         """[L] mean CV in multiples of the sampling floor of correlated tokens: CV₀·√(design effect)."""
         return np.asarray(self.found.cv_floor.mean(axis=0) / np.sqrt(self.design_effect), dtype=np.float64)
 
-    def falling(self, part: float) -> statistics.Bools:
-        """[L] whether the CV of the window's later half is below that of its earlier half by more than this part."""
-        half = len(self.steps) // 2
+    @cached_property
+    def even_effective(self) -> statistics.Floats:
+        """[L] effective experts that chance leaves at perfect balance: exp(−CV²/2) at the floor in force, since the
+        entropy of nearly even shares is ln E − CV²/2."""
+        routed = self.counts[..., : self.experts].sum(axis=-1)
+        floor = statistics.sampling_floor(routed, self.experts, self.top_k) * np.sqrt(self.design_effect)
+        return np.asarray(np.exp(-(floor**2) / 2).mean(axis=0), dtype=np.float64)
+
+    def falling(self, rule: Rule) -> statistics.Bools:
+        """[L] whether the CV is on its way down: that of the window's later half is below that of its earlier half by
+        more than `falling` of it, or the window's below the one of TREND_STEPS before by more than `trend` of that."""
+        half, at = len(self.steps) // 2, rule.thresholds
         early, late = self.found.cv[:half].mean(axis=0), self.found.cv[half:].mean(axis=0)
-        return np.asarray(late < early * (1 - part), dtype=np.bool_)
+        down = late < early * (1 - at["falling"])
+        if self.cv_before is not None:
+            # a layer that rises within the window is not falling, whatever it was before
+            down |= (self.cv < self.cv_before * (1 - at["trend"])) & (late < early * (1 + at["falling"]))
+        return np.asarray(down, dtype=np.bool_)
 
 
 def unknown(window: ExpertWindow, rule: Rule) -> Judgement:

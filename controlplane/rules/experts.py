@@ -174,16 +174,17 @@ def _gini(share: Floats) -> Floats:
     return np.asarray(np.sort(share, axis=-1) @ weights, dtype=np.float64)
 
 
-def dead_experts(counts: ArrayLike, experts: int, steps: int = DEAD_STEPS) -> Bools:
+def dead_experts(counts: ArrayLike, experts: int, steps: int = DEAD_STEPS, design_effect: ArrayLike = 1.0) -> Bools:
     """Which experts [L, E] got no token in the last `steps` of counts [W, L, S] although enough were to be expected.
 
-    Nobody is dead in a window that is shorter: what was not seen is not known.
+    Correlated tokens are worth fewer: the expected number is divided by the design effect, [L] or one for all. Nobody
+    is dead in a window that is shorter: what was not seen is not known.
     """
     counted = np.asarray(counts)
     last = counted[-steps:, :, :experts].sum(axis=0, dtype=np.float64)
     if counted.shape[0] < steps:
         return np.zeros(last.shape, dtype=np.bool_)
-    expected = last.sum(axis=-1, keepdims=True) / experts
+    expected = last.sum(axis=-1, keepdims=True) / experts / np.asarray(design_effect, dtype=np.float64)[..., None]
     return np.asarray((last == 0) & (expected >= DEAD_EXPECTED_TOKENS), dtype=np.bool_)
 
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from controlplane.rules.expert_window import ExpertWindow, Resumed
+from controlplane.rules.expert_window import TREND_STEPS, ExpertWindow, Resumed
 from controlplane.store import experts, runs
 from controlplane.store.engine import Session
 from controlplane.store.expert_records import ExpertStep, Spread
@@ -39,6 +40,7 @@ def of_attempt(session: Session, attempt: LiveAttempt, offset: float) -> ExpertW
         experts=last.shape.experts,
         top_k=last.shape.top_k,
         spread=spread_of(same),
+        cv_before=_cv_before(session, attempt, last.step),
         expert_parallel=last.expert_parallel,
         balanced_until=_balanced_until(session, attempt.run_id),
         resumed=_resumed(session, attempt, last),
@@ -47,10 +49,19 @@ def of_attempt(session: Session, attempt: LiveAttempt, offset: float) -> ExpertW
     )
 
 
-def spread_of(steps: Sequence[ExpertStep]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def spread_of(steps: Sequence[ExpertStep]) -> NDArray[np.float64]:
     """[3, W, L] as the window takes it; zeros where it is not known."""
     none = Spread(*np.zeros((3, steps[0].shape.layers)))
     return np.stack([(step.spread or none).stacked() for step in steps], axis=1)
+
+
+def _cv_before(session: Session, attempt: LiveAttempt, last: int) -> NDArray[np.float64] | None:
+    """[L] the mean CV of the attempt's window of TREND_STEPS earlier; None if it was not whole."""
+    end = last - TREND_STEPS
+    told = experts.read_statistics(session, attempt.run_id, ("cv",), first=end - WINDOW_STEPS + 1, last=end)
+    if (told.attempt_no == attempt.no).sum() < WINDOW_STEPS:
+        return None
+    return np.asarray(told.values["cv"].mean(axis=1), dtype=np.float64)
 
 
 def _balanced_until(session: Session, run_id: str) -> int | None:

@@ -119,6 +119,7 @@ def _judged(
     effect: NDArray[np.float64],
     book: RuleBook | None = None,
 ) -> Picture:
-    dead = dead_experts(np.stack([step.counts for step in steps[-DEAD_STEPS:]]), steps[-1].shape.experts)
+    newest = np.stack([step.counts for step in steps[-DEAD_STEPS:]])
+    dead = dead_experts(newest, steps[-1].shape.experts, design_effect=effect)
     shares = [balance.share for balance in moving.balances]
     return experts_words.picture(steps[-1], moving.newest, shares, floors, moving.lag1(), dead, effect, book)

@@ -126,3 +126,42 @@ def test_a_trainer_unlike_its_rollout_is_told_absolutely_and_against_its_own_sta
     assert judged(0.11, usual=0.04)["route-mismatch"].threshold == pytest.approx(0.09)
     sparse = replace(window(FAIR), mismatch=np.where(np.arange(STEPS) < 8, 0.5, np.nan))
     assert "route-mismatch" in {subject.rule for subject in alarms.judge(sparse, BOOK).unknown}
+
+
+def test_a_slow_fall_over_hundreds_of_steps_is_left_alone_and_a_lasting_level_is_not() -> None:
+    lasting = window(tilted(0.8))
+    assert "expert-imbalance" in told(replace(lasting, cv_before=lasting.cv * 1.05))
+    assert "expert-imbalance" not in told(replace(lasting, cv_before=lasting.cv * 1.25))
+    rising = np.ones((STEPS, LAYERS, EXPERTS))
+    rising[..., :4] += np.linspace(0.5, 3, STEPS)[:, None, None]
+    worse = window(rising)
+    assert "expert-imbalance" in told(replace(worse, cv_before=worse.cv * 2)), "it was worse, but rises again"
+
+
+def test_effective_experts_are_held_against_what_chance_leaves() -> None:
+    few = replace(window(FAIR), counts=np.random.default_rng(1).multinomial(40, [1 / 16] * 16, (STEPS, LAYERS)))
+    assert few.found.effective.mean() < 0.9 and few.even_effective.mean() == pytest.approx(0.83, abs=0.02)
+    assert "expert-imbalance" not in told(few)
+
+
+def test_correlated_tokens_are_worth_fewer_before_an_expert_is_called_dead() -> None:
+    weights = np.ones((LAYERS, EXPERTS))
+    weights[0, 3] = 0
+    dead = replace(window(weights), counts=window(weights).counts // 16)  # 16 tokens an expert, 48 in three steps
+    assert "expert-dead" in told(dead)
+    total = dead.counts.sum(axis=-1, dtype=np.float64)
+    ranks, freedom = np.full(total.shape, 8.0), np.full(total.shape, 7.0)
+    clustered = np.stack([4 * freedom * total / ranks * (1 - 1 / 15), freedom, ranks])
+    assert "expert-dead" not in told(replace(dead, spread=clustered))
+
+
+def test_an_expert_that_its_controller_brings_back_is_given_patience() -> None:
+    weights = np.ones((STEPS, LAYERS, EXPERTS))
+    weights[-8:, 0, 3] = 0
+    asleep = window(weights)
+    rising = np.zeros(asleep.bias.shape, np.float32)
+    rising[:, 0, 3] = np.linspace(0, 0.1, STEPS)
+    assert "expert-dead" in told(asleep)
+    assert "expert-dead" not in told(replace(asleep, bias=rising))
+    weights[:, 0, 3] = 0
+    assert "expert-dead" in told(replace(window(weights), bias=rising)), "it never came back"

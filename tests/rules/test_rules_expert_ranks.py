@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from controlplane.rules.expert_ranks import home, imbalance_tax, rank_loads, skew
+from controlplane.rules.expert_ranks import home, imbalance_tax, rank_loads, skew, skew_floor
 
 
 def test_a_ranks_load_is_that_of_its_block_without_the_skip_slot() -> None:
@@ -55,3 +55,10 @@ def test_every_expert_of_every_layer_has_as_many_homes_as_copies() -> None:
 @pytest.mark.parametrize("layout", [(3, 1, 1), (4, 1, 3), (4, 32, 1), (0, 1, 1)])
 def test_sizes_that_do_not_divide_have_no_home(layout: tuple[int, int, int]) -> None:
     assert home(0, 64, 16, 8, layout) is None
+
+
+def test_the_floor_of_skew_is_about_what_chance_shows() -> None:
+    dice = np.random.default_rng(1)
+    loads = dice.multinomial(4096, [1 / 8] * 8, 2000)
+    assert (skew(loads) - 1).mean() == pytest.approx(skew_floor(loads, 1.0).mean(), rel=0.4)
+    assert skew_floor(loads, 4.0) == pytest.approx(2 * skew_floor(loads, 1.0))

@@ -1,4 +1,4 @@
-"""The sampling floor in force: frame, statistics and raster count a CV in floors of tokens as correlated as they are."""
+"""The sampling floor in force: frame, statistics and raster count in floors of tokens as correlated as they are."""
 
 from __future__ import annotations
 
