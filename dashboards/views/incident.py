@@ -141,6 +141,7 @@ def _story(number: str) -> None:
         _actions(view)
         _series(view)
         _where(view)
+        _experts(view)
         _terminal(view)
         _told(view)
 
@@ -221,6 +222,14 @@ def _where(view: Row) -> None:
     found = latest(f"nodes/{node}")
     if found is not None:
         st.html(incident_cards.node_block(found, view.get("gpu")))
+
+
+def _experts(view: Row) -> None:
+    """The blast radius: which experts lived on the GPU and what they carried."""
+    radius = view.get("blast_radius")
+    if radius:
+        theme.section("Experts that lived there", "", f"rank {radius.get('rank')} of {radius.get('world')}")
+        st.html(incident_cards.experts_block(radius, str(view.get("run") or "")))
 
 
 def _terminal(view: Row) -> None:

@@ -140,6 +140,21 @@ def kernel_block(lines: Sequence[Row]) -> str:
     return f'<div class="tt-console">{"".join(rows)}</div>'
 
 
+def experts_block(radius: Row, run: str) -> str:
+    """The sentence, and the layers in which these experts carried most, linked to the last step before the fault."""
+    first, last = (radius.get("steps") or (0, 0))[:2]
+    layers = []
+    for one in radius.get("fullest") or ():
+        where = {"run": run, "layer": one.get("layer"), "step": last}
+        linked = markup.link(f"layer {one.get('layer')}", "experts", where)
+        layers.append(f"{linked} {100 * float(one['share']):.1f} %")
+    span = f"steps {words.number(first)} to {words.number(last)}"
+    return (
+        f'<p class="tt-lead tt-small">{escape(str(radius.get("sentence") or ""))}</p>'
+        f'<p class="tt-muted">Fullest: {", ".join(layers)} of the layer’s tokens, over {span}.</p>'
+    )
+
+
 INCIDENT_HEADS = (
     ("incident", ""),
     ("state", ""),

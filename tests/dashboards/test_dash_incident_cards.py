@@ -154,3 +154,10 @@ def test_hostile_text_stays_text_in_every_block() -> None:
     for block in blocks:
         assert "img" not in Tags(block).names
         assert hostile in Tags(block).text
+
+
+def test_the_experts_that_lived_there_link_to_their_last_step_before_the_fault() -> None:
+    radius = {"sentence": "Rank 1 <b>", "fullest": [{"layer": 23, "share": 0.31}], "steps": [1180, 1243]}
+    block = cards.experts_block(radius, "run-1")
+    assert "Rank 1 &lt;b&gt;" in block and "steps 1,180 to 1,243" in block
+    assert 'href="/experts?run=run-1&amp;layer=23&amp;step=1243"' in block and "31.0 %" in block

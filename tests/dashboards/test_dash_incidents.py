@@ -117,6 +117,7 @@ def test_the_incident_tells_its_story_in_order(api: FakeApi) -> None:
         "+1.8 s",
         "uncorrectable hardware errors",
         "connection refused",
+        "25.3 % of the tokens",
     ):
         assert part in text
     assert len(page.get("echarts_chart")) == 1
