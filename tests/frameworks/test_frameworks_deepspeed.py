@@ -98,9 +98,8 @@ def test_autoep_is_read_at_its_routers_and_not_from_a_counter_that_never_resets(
     small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
     model: Any = MixtralForCausalLM(MixtralConfig(vocab_size=64, num_hidden_layers=2, num_local_experts=4, **small))
     autoep = AutoEP(model, AutoEPConfig(enabled=True, use_grouped_mm=False))
-    for (
-        spec
-    ) in autoep.ep_parser():  # without what follows there: it does not know how transformers 5.23 keeps recorders
+    # layer by layer: what follows there does not know how transformers 5.23 keeps its recorders
+    for spec in autoep.ep_parser():
         autoep._replace_moe_layer_without_retarget(spec, ep_size=1, ep_rank=0)
     layers = [layer.mlp for layer in model.model.layers]
     logits: list[Tensor] = []
