@@ -27,6 +27,13 @@ SCHEMES = ("dark", "light")
 # longer than the demo's own run, so that it still trains on the last picture, and past the warm-up on the first one
 STEPS_IN_ALL, STEPS_BEFORE, WAIT_S = 600, 230, 900.0
 SETTLE_MS = 6000
+# more of the Experts page than its first view: name of the picture -> what the address chooses
+VIEWS = {
+    "experts-replay": "step=150&mode=counts",
+    "experts-expert": "panel=expert&expert=7",
+    "experts-controller": "panel=controller&expert=7&mode=bias",
+    "experts-layers": "panel=layers&window=run&mode=change",
+}
 SAME_STEP_TRIES, SAME_STEP_MS = 40, 250
 # what every canvas of a page has drawn last, through the component's own roots
 STEPS = """() => {
@@ -128,6 +135,7 @@ def main() -> int:
             "jobs": "jobs",
             "incident": "incident?number=1",
             "incidents": "incidents",
+            **{name: f"experts?run={run_id}&{chosen}" for name, chosen in VIEWS.items()},
         }
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         with sync_playwright() as playwright:

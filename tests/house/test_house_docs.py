@@ -87,4 +87,5 @@ def test_every_page_has_its_pictures_in_both_appearances() -> None:
     text = (ROOT / "docs" / "pages.md").read_text()
     shown = set(re.findall(r"\(pictures/([\w-]+\.png)\)", text))
     assert shown == {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
-    assert shown == {f"{name}-{scheme}.png" for name in PAGES for scheme in screenshots.SCHEMES}
+    pictures = (*PAGES, *screenshots.VIEWS)
+    assert shown == {f"{name}-{scheme}.png" for name in pictures for scheme in screenshots.SCHEMES}
