@@ -215,9 +215,8 @@ def _swing_tile(seen: Picture) -> Tile:
     context = "not judged in the warm-up" if seen.settling else f"none in the last {len(seen.shares)} steps"
     if len(layers):
         first = int(layers[0])
-        context = (
-            f"L{first}, period {period_steps(np.stack([one[first : first + 1] for one in seen.shares]))[0]:.1f} steps"
-        )
+        loads = np.stack([share[first : first + 1] for share in seen.shares])
+        context = f"L{first}, period {period_steps(loads)[0]:.1f} steps"
     unit = "layer" if len(layers) == 1 else "layers"
     value = "–" if seen.settling else str(len(layers))
     return tile("oscillating", value, "" if seen.settling else unit, context, "warn" if len(layers) else "ok")
