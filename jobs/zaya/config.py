@@ -59,6 +59,8 @@ class TrainConfig:
     balancing_kp: float = 0.005
     balancing_ki: float = 0.01
     balancing_kd: float = 0.0
+    balancing_until: int = 0
+    """the last step that moves the biases; 0: all of them do"""
 
 
 # The job's own words for them, in the maps that a spec hands over as JSON.
@@ -80,6 +82,7 @@ _BALANCE = {
     "balancingKp": "balancing_kp",
     "balancingKi": "balancing_ki",
     "balancingKd": "balancing_kd",
+    "balancingUntil": "balancing_until",
 }
 _MODEL = {
     "experts": "num_experts",
@@ -98,7 +101,7 @@ _CHOICES = {"optimizer": OPTIMIZERS, "balancing": CONTROLLERS, "source": SOURCES
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
 _KINDS = {"int": "a whole number", "float": "a number", "str": "text"}
 # Whole numbers start at 1 and others above 0, except these.
-_FROM_ZERO = {"seed", "warmup", "weight_decay", "balancing_kp", "balancing_ki", "balancing_kd"}
+_FROM_ZERO = {"seed", "warmup", "weight_decay", "balancing_kp", "balancing_ki", "balancing_kd", "balancing_until"}
 _ANY = {"skip_bias"}
 
 

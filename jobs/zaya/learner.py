@@ -107,7 +107,8 @@ class Learner:
         counts = self.counts()
         if self.world > 1:
             dist.all_reduce(counts)
-        self.balancer.step(counts)
+        if not self.config.balancing_until or number <= self.config.balancing_until:
+            self.balancer.step(counts)
         return Stepped(mean_loss, norm, batch[:, 1:].numel() * self.world, rate)
 
     def _gather(self, loss: Tensor) -> tuple[float, float]:

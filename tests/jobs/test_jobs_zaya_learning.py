@@ -119,6 +119,15 @@ def test_a_step_counts_every_token_once_in_every_layer() -> None:
     assert int(one.counts().sum()) == 0
 
 
+def test_the_schedule_ends_balancing_at_its_step() -> None:
+    one = learner(balancing_until=2)
+    train(one, 1, 2)
+    moved = one.balancer.biases.clone()
+    assert moved[:, :-1].any()
+    train(one, 3, 4)
+    assert torch.equal(one.balancer.biases, moved)
+
+
 def test_a_loss_that_is_not_finite_raises_before_any_weight_moves() -> None:
     one = learner()
     one.model.model.norm.weight.data[0] = float("nan")
