@@ -14,7 +14,7 @@ from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_controller import identify
 from controlplane.rules.experts import bias_change, same_direction_share, sign_flip_rate
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import experts_frame, experts_over_time, experts_words, frames
+from controlplane.services import expert_places, experts_frame, experts_over_time, experts_words, frames
 from controlplane.services.experts_words import Picture, median, number, shipped_book
 from controlplane.services.fleet_state import BLIND_AFTER_S
 from controlplane.services.live import HISTORY, Live
@@ -66,6 +66,7 @@ def summary(
             (last.key, last.ranks, len(window)),
             lambda: _controller(window, picture, book or shipped_book()),
         ),
+        "parallel": expert_places.ranks_view(session, window),
         "maxvio": _maxvio(session, run_id),
         "records": experts.counted(session, run_id),
     }

@@ -5,6 +5,7 @@ cursor. Two runs side by side are experts_compare's.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import streamlit as st
 
@@ -12,6 +13,7 @@ from dashboards import charts, theme, words
 from dashboards.views import experts_address as address
 from dashboards.views import experts_controller
 from dashboards.views.experts_shown import Shown
+from dashboards.views.kept import latest
 
 # The phase plot needs single steps: a mean over several hides a swing.
 PHASE_STEPS = 256
@@ -89,6 +91,52 @@ def ranks(shown: Shown) -> None:
         live=shown.live,
         picked=address.picked,
     )
+    _told_of_ranks(shown.run_id)
+
+
+@st.fragment(run_every=5)
+def _told_of_ranks(run_id: str) -> None:
+    """Whether the fullest rank is hot or sick, and what uneven ranks cost; of the newest steps."""
+    parallel = (latest(f"runs/{run_id}/experts/summary") or {}).get("parallel")
+    if not parallel:
+        return
+    theme.section("Hot or sick?", "load joined with step time and the health of the ranks' GPUs", "now")
+    st.html(f'<p class="tt-lead tt-small">{theme.escape(str(parallel.get("sentence") or ""))}</p>')
+    theme.tiles(rank_tiles(parallel))
+
+
+def rank_tiles(parallel: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The fullest rank, and the imbalance tax as a share of the step and in seconds."""
+    skew, tax = float(parallel.get("skew") or 0.0), parallel.get("tax")
+    layer, sick = parallel.get("layer"), parallel.get("sick") or {}
+    cost, context = "–", "step time is not known or never moved with the load"
+    if tax:
+        cost = f"{100 * float(tax['share']):.1f} %"
+        context = f"{words.figure(tax['seconds'], 2)} s a step, R² {float(tax['r2']):.2f}"
+    level = "fault" if skew >= 1.3 else "warn" if skew >= 1.1 else "ok"
+    return [
+        {
+            "label": "fullest rank",
+            "value": f"{skew:.2f}×",
+            "unit": f"mean · rank {parallel.get('rank')}",
+            "context": f"in L{layer}, of {parallel.get('ranks')} ranks, 64 steps",
+            "level": level,
+        },
+        {
+            "label": "imbalance tax",
+            "value": cost,
+            "unit": "of the step" if tax else "",
+            "context": context,
+            "level": "ok",
+        },
+        {
+            "label": "sick ranks",
+            "value": str(len(sick)),
+            "unit": "",
+            "context": ", ".join(f"rank {rank}" for rank in sick) or "no firing fault on their GPUs",
+            "level": "warn" if sick else "ok",
+        },
+    ]
 
 
 PANELS: Mapping[str, Callable[[Shown], None]] = {

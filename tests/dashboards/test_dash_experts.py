@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboards import charts, data, exports
 from dashboards.guard import TOKEN_SCOPE
-from dashboards.views import experts_address, experts_compare
+from dashboards.views import experts_address, experts_compare, experts_panels
 
 
 @pytest.fixture
@@ -290,3 +290,33 @@ def test_of_a_run_without_records_says_when_they_begin(world: World) -> None:
     opened = page()
     assert "has written no expert records yet" in markup(opened)
     assert "experts" not in kinds(opened)
+
+
+PARALLEL = {
+    "ranks": 8,
+    "layer": 3,
+    "rank": 5,
+    "skew": 1.42,
+    "tax": {"seconds": 0.31, "share": 0.062, "r2": 0.71},
+    "sick": {"2": "gpu3 of node-1 throttles"},
+    "sentence": "Rank 5 is hot <b>.",
+}
+
+
+def test_the_fullest_rank_its_tax_and_the_sick_ones_are_tiles() -> None:
+    fullest, tax, sick = experts_panels.rank_tiles(PARALLEL)
+    assert (fullest["value"], fullest["level"]) == ("1.42×", "fault") and "rank 5" in fullest["unit"]
+    assert tax["value"] == "6.2 %" and "R² 0.71" in tax["context"]
+    assert (sick["value"], sick["context"], sick["level"]) == ("1", "rank 2", "warn")
+    quiet = experts_panels.rank_tiles({**PARALLEL, "skew": 1.02, "tax": None, "sick": {}})
+    assert [tile["level"] for tile in quiet] == ["ok"] * 3 and quiet[1]["value"] == "–"
+
+
+@pytest.mark.parametrize("parallel", [PARALLEL, None])
+def test_the_ranks_panel_says_hot_or_sick_where_ranks_are_known(
+    world: World, monkeypatch: pytest.MonkeyPatch, parallel: dict[str, Any] | None
+) -> None:
+    whole = experts_panels.latest
+    monkeypatch.setattr(experts_panels, "latest", lambda path: {**(whole(path) or {}), "parallel": parallel})
+    text = markup(page(panel="ranks"))
+    assert ("Rank 5 is hot &lt;b&gt;." in text) == (parallel is not None)

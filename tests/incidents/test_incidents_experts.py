@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from agents.readings import StepRecord
-from controlplane.services import views_incidents
+from controlplane.services import views_experts, views_incidents
+from controlplane.services.live import Live
 from controlplane.store import experts, steps
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import ExpertStep, Shape, encode_steps
@@ -122,3 +124,14 @@ def test_a_bias_lost_at_resume_is_found_from_the_manifest_s_checksum(server: Ser
     with server.store.read() as session:
         judged = server.rules.judge(session, server.clock.now())
     assert ("expert-bias-lost" in {finding.rule for finding in judged.findings}) == lost
+
+
+def test_the_summary_of_a_run_tells_of_its_ranks(server: Server) -> None:
+    start_run(server)
+    for step in range(201, 281):
+        record(server, step)
+    with server.store.read() as session:
+        live = Live(server.store, server.clock)
+        found = views_experts.summary(session, live, "run-1", now=server.clock.now())
+    assert found is not None and found["parallel"]["rank"] == 1 and "is hot" in found["parallel"]["sentence"]
+    assert json.dumps(found, allow_nan=False)
