@@ -49,10 +49,10 @@ MODEL = ModelConfig(
     router_hidden_size=16,
 )
 SEQUENCES, LENGTH = 8, 64
-PREFIX, STEPS, JUDGED_FROM = 300, 400, 100
+PREFIX, STEPS, JUDGED_FROM = 300, 300, 100
 SEEDS = (0, 1)
 RECORDED = Controller("adamw", 0.005)
-GAIN_BATCHES, GAIN_STEP = 20, 0.005
+GAIN_BATCHES, GAIN_STEP = 10, 0.005
 SWINGING = -0.25
 Arrays = dict[str, NDArray[Any]]
 Line = dict[str, Any]
@@ -160,6 +160,11 @@ def chosen_of(outcomes: Sequence[Outcome]) -> dict[str, Outcome]:
     return found | {"none": next(one for one in order if one.controller.name == "none")}
 
 
+def seen(counts: NDArray[Any], response: Response, controller: Controller) -> Outcome:
+    """What counts [W, L, S] came to, of the layers of which something was predicted."""
+    return measure(counts[:, response.known(), :-1].astype(np.float64), 1, JUDGED_FROM, controller)
+
+
 def one_seed(seed: int) -> Seed:
     """Records, fits, replays, trains again."""
     torch.set_num_threads(1)
@@ -181,9 +186,9 @@ def one_seed(seed: int) -> Seed:
         again = learner(seed, outcome.controller)
         again.load_weights(state)
         again.optimizer.load_state_dict(state["optimizer"])
-        counts = train(again, PREFIX + 1, PREFIX + STEPS)["counts"][..., :-1].astype(np.float64)
-        measured[why] = measure(counts[:, :, response.known()], 1, JUDGED_FROM, outcome.controller)
-    recorded = measure(record.counts[:, :, response.known()], 1, JUDGED_FROM, RECORDED)
+        counts = train(again, PREFIX + 1, PREFIX + STEPS)["counts"]
+        measured[why] = seen(counts, response, outcome.controller)
+    recorded = seen(raw["counts"], response, RECORDED)
     r2 = {name: [float(value) for value in one.r2_step] for name, one in compare(record, design).items()}
     return Seed(seed, response, r2, [float(value) for value in gain], recorded, predicted, measured)
 

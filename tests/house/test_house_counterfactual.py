@@ -94,6 +94,14 @@ def test_a_record_is_what_a_probe_would_have_written() -> None:
     assert (design_of(found) >= 1).all()
 
 
+def test_what_was_trained_is_judged_on_the_layers_that_were_predicted(seed: Seed) -> None:
+    counts = np.full((200, 2, 5), 50)
+    counts[:, 1, 0] = 900
+    counts[: counterfactual.JUDGED_FROM, 0, 0] = 900
+    found = counterfactual.seen(counts, seed.response, RECORDED)
+    assert (found.cv_floor, found.maxvio, found.controller) == (0.0, 0.0, RECORDED)
+
+
 def test_the_frozen_routers_gain_is_measured_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(counterfactual, "GAIN_BATCHES", 2)
