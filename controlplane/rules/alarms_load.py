@@ -13,23 +13,23 @@ from controlplane.rules.findings import Judgement
 
 
 def imbalance(window: ExpertWindow, rule: Rule) -> Judgement:
-    """Layers whose loads lie far from even, in units of what chance makes of correlated tokens."""
+    """Layers whose steps lie far from even, in units of what chance makes of correlated tokens, and which do not even
+    out over the window."""
     at = rule.thresholds
     last = window.last(rule, int(at["window_steps"]))
     if last is None:
         return unknown(window, rule)
-    effective, falling = last.found.effective.mean(axis=0), last.falling(rule)
-    even = last.even_effective
-    uneven = ((last.floors > at["cv_floor"]) & (last.cv > at["cv"])) | (effective < at["effective"] * even)
-    collapsed = (last.floors > at["worse_cv_floor"]) & (last.cv > at["worse_cv"])
-    collapsed |= effective < at["worse_effective"] * even
+    lasting, effective, falling = last.lasting.cv, last.lasting.effective, last.falling(rule)
+    uneven = ((last.floors > at["cv_floor"]) & (lasting > at["cv"])) | (effective < at["effective"])
+    collapsed = (last.floors > at["worse_cv_floor"]) & (lasting > at["worse_cv"])
+    collapsed |= effective < at["worse_effective"]
     uneven, collapsed = uneven & ~falling, collapsed & ~falling
     layers = collapsed if collapsed.any() else uneven
     if not layers.any():
         return Judgement()
     layer = worst(layers, last.floors)
     words = {
-        "cv": f"{last.cv[layer]:.2f}",
+        "cv": f"{lasting[layer]:.2f}",
         "floors": f"{last.floors[layer]:.1f}",
         "effective": f"{effective[layer]:.0%}",
     }

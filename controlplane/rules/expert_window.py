@@ -108,12 +108,12 @@ class ExpertWindow:
         return np.asarray(self.found.cv_floor.mean(axis=0) / np.sqrt(self.design_effect), dtype=np.float64)
 
     @cached_property
-    def even_effective(self) -> statistics.Floats:
-        """[L] effective experts that chance leaves at perfect balance: exp(−CV²/2) at the floor in force, since the
-        entropy of nearly even shares is ln E − CV²/2."""
-        routed = self.counts[..., : self.experts].sum(axis=-1)
-        floor = statistics.sampling_floor(routed, self.experts, self.top_k) * np.sqrt(self.design_effect)
-        return np.asarray(np.exp(-(floor**2) / 2).mean(axis=0), dtype=np.float64)
+    def lasting(self) -> statistics.LayerStatistics:
+        """The statistics of the window's counts together, [L]: what does not average out over its steps. A group of
+        like tokens that a controller passes from expert to expert makes every step uneven and none of this."""
+        counts = self.counts.sum(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):  # a bias that diverged is infinite
+            return statistics.layer_statistics(counts, self.bias[-1], self.experts, self.top_k)
 
     def falling(self, rule: Rule) -> statistics.Bools:
         """[L] whether the CV is on its way down: that of the window's later half is below that of its earlier half by

@@ -110,13 +110,13 @@ def test_dead_experts_are_one_finding_however_many_they_are() -> None:
     finding = found(weights)["expert-dead"]
     assert finding.evidence["layers"] == [0, 4]
     assert finding.value == 3
-    assert "3 experts got no token in 3 steps, worst is layer 4 with 2 of 16" in finding.sentence
+    assert "3 experts got no token in 16 steps, worst is layer 4 with 2 of 16" in finding.sentence
 
 
 def test_a_short_window_knows_only_the_dead() -> None:
     weights = np.ones((LAYERS, EXPERTS))
     weights[0, 3] = 0
-    judged = alarms.judge(window(weights, steps=10), BOOK)
+    judged = alarms.judge(window(weights, steps=20), BOOK)
     assert [finding.rule for finding in judged.findings] == ["expert-dead"]
     full = {"expert-imbalance", "expert-oscillation", "expert-runaway", "expert-bias-frozen", "expert-skip"}
     assert {subject.rule for subject in judged.unknown} == full

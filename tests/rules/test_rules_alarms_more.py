@@ -138,16 +138,21 @@ def test_a_slow_fall_over_hundreds_of_steps_is_left_alone_and_a_lasting_level_is
     assert "expert-imbalance" in told(replace(worse, cv_before=worse.cv * 2)), "it was worse, but rises again"
 
 
-def test_effective_experts_are_held_against_what_chance_leaves() -> None:
-    few = replace(window(FAIR), counts=np.random.default_rng(1).multinomial(40, [1 / 16] * 16, (STEPS, LAYERS)))
-    assert few.found.effective.mean() < 0.9 and few.even_effective.mean() == pytest.approx(0.83, abs=0.02)
-    assert "expert-imbalance" not in told(few)
+def test_a_lump_of_tokens_that_goes_from_expert_to_expert_is_no_imbalance() -> None:
+    weights = np.ones((STEPS, LAYERS, EXPERTS))
+    weights[np.arange(STEPS), :, np.random.default_rng(1).integers(0, EXPERTS, STEPS)] += 5
+    passing = window(weights)
+    assert passing.floors.min() > 4 and passing.lasting.cv.max() < 0.3
+    assert "expert-imbalance" not in told(passing)
+    weights[:] = 1
+    weights[..., 3] += 5
+    assert "expert-imbalance" in told(window(weights)), "one that stays is"
 
 
 def test_correlated_tokens_are_worth_fewer_before_an_expert_is_called_dead() -> None:
     weights = np.ones((LAYERS, EXPERTS))
     weights[0, 3] = 0
-    dead = replace(window(weights), counts=window(weights).counts // 16)  # 16 tokens an expert, 48 in three steps
+    dead = replace(window(weights), counts=window(weights).counts // 64)  # 4 tokens an expert, 64 in sixteen steps
     assert "expert-dead" in told(dead)
     total = dead.counts.sum(axis=-1, dtype=np.float64)
     ranks, freedom = np.full(total.shape, 8.0), np.full(total.shape, 7.0)
@@ -157,7 +162,7 @@ def test_correlated_tokens_are_worth_fewer_before_an_expert_is_called_dead() -> 
 
 def test_an_expert_that_its_controller_brings_back_is_given_patience() -> None:
     weights = np.ones((STEPS, LAYERS, EXPERTS))
-    weights[-8:, 0, 3] = 0
+    weights[-20:, 0, 3] = 0
     asleep = window(weights)
     rising = np.zeros(asleep.bias.shape, np.float32)
     rising[:, 0, 3] = np.linspace(0, 0.1, STEPS)

@@ -152,13 +152,13 @@ def test_the_sampling_floor_is_what_fair_choice_shows(experts: int, top_k: int, 
     assert found.maxvio.mean() == pytest.approx(float(x.maxvio_floor(found.floor_cv, experts)), rel=0.25)
 
 
-def test_dead_experts_need_three_steps_and_enough_tokens() -> None:
-    counts = np.full((5, 2, 8), 50)
-    counts[-3:, 0, 6] = 0
-    counts[-2:, 1, 2] = 0
+def test_dead_experts_need_enough_steps_and_tokens() -> None:
+    counts = np.full((20, 2, 8), 50)
+    counts[-16:, 0, 6] = 0
+    counts[-15:, 1, 2] = 0
     assert x.dead_experts(counts, 8).tolist() == [[False] * 6 + [True, False], [False] * 8]
-    assert not x.dead_experts(counts[-2:], 8).any(), "two steps are not three"
-    few = np.full((3, 1, 8), 6)
+    assert not x.dead_experts(counts[-15:], 8).any(), "15 steps are not 16"
+    few = np.full((16, 1, 8), 1)
     few[:, 0, 1] = 0
     assert not x.dead_experts(few, 8).any(), "fewer than 20 tokens were to be expected"
 

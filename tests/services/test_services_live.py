@@ -181,10 +181,10 @@ def test_the_experts_frame_is_the_last_step(server: Server) -> None:
     assert not arrays["dead"].any()  # expert 3 had tokens in two of the last three steps
 
 
-def test_a_dead_expert_is_seen_after_three_steps(server: Server) -> None:
+def test_a_dead_expert_is_seen_after_sixteen_steps(server: Server) -> None:
     counts = np.full(17, 100)
     counts[[5, 16]] = 0
-    for sequence in range(3):
+    for sequence in range(16):
         add_run(server.store) if sequence == 0 else None
         server.live.expect("run-1", 1, 1)
         server.send(batch(sequence, experts=(expert(sequence, counts=counts),)))

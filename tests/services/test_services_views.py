@@ -156,12 +156,12 @@ def test_the_summary_says_what_is_wrong(server: Server) -> None:
 
 def test_a_young_run_is_not_called_wrong(server: Server) -> None:
     add_run(server.store)
-    train(server, range(1, 6), uneven())
+    train(server, range(1, 21), uneven())
     with server.store.read() as session:
         found = views_experts.summary(session, server.live, "run-1", now=START)
     assert found is not None
     assert found["sentence"]["level"] == "ok"
-    assert found["sentence"]["lead"] == "Step 5: the balancing biases are still settling."
+    assert found["sentence"]["lead"] == "Step 20: the balancing biases are still settling."
     assert {tile["level"] for tile in found["tiles"]} == {"ok"}, "a dead expert is a fact, no rule judges it yet"
     assert (found["settling"], found["dead"]["count"]) == (True, 1)
 
@@ -205,7 +205,7 @@ def test_what_is_cut_short_says_how_much_is_left_out(server: Server) -> None:
     add_run(server.store)
     counts = np.full((4, 17), 100)
     counts[:, 7] = 0
-    train(server, range(240, 250), counts)
+    train(server, range(240, 260), counts)
     counts[1:, 7] = 100
     counts[0, :5] = 0
     with server.store.read() as session:
@@ -213,7 +213,7 @@ def test_what_is_cut_short_says_how_much_is_left_out(server: Server) -> None:
         assert found is not None
         assert found["tiles"][2]["context"] == "L0, L1, L2 and 1 more"
         assert "4 layers have 4 dead experts." in found["sentence"]["rest"]
-        train(server, range(250, 260), counts)
+        train(server, range(260, 280), counts)
         found = views_experts.summary(session, server.live, "run-1", now=START)
     assert found is not None and found["tiles"][2]["context"] == "L0: 0, 1, 2 and 3 more"
 
