@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from controlplane.cli import experts_replay
 from controlplane.cli.output import EXIT, Column, Exit, Form, Output, connect, hint, length, one, table
 from controlplane.client import ApiError, Client, Download
 
@@ -231,3 +232,6 @@ def _write(sent: Download, path: Path) -> None:
         if shown and told:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     hint(f"{size / 1e6:.1f} MB")
+
+
+app.command("replay")(experts_replay.replay_command)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from controlplane.cli.output import EXIT, Column, Exit, Form, Output, connect, hint, show
 from controlplane.rules.expert_response import Record, Response, fit_response, record_of
+from controlplane.rules.experts import trailing_design_effect
 from controlplane.simulate.balance import candidates, ranked, replay
 
 Json = dict[str, Any]
@@ -41,9 +43,9 @@ def replay_command(
 ) -> None:
     """Other balancing controllers over a run's records: the balance that each is predicted to give."""
     try:
-        content, known_k = (Path(run).read_bytes(), top_k) if Path(run).is_file() else _fetched(run)
-        record = _record(content, steps, known_k)
-        response = fit_response(record, design)
+        found = np.load(io.BytesIO(Path(run).read_bytes() if Path(run).is_file() else _fetched(run)))
+        record = _record(found, steps, top_k)
+        response = fit_response(record, design if design is not None else _design(found, steps))
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
         hint(f"{run} cannot be replayed: {error}")
         raise Exit(EXIT.USAGE) from error
@@ -58,17 +60,21 @@ def replay_command(
     show(rows, _COLUMNS, output, name="label")
 
 
-def _fetched(run: str) -> tuple[bytes, int]:
-    """The run's matrices from the server, and how many experts a token takes."""
-    client = connect()
-    top_k = int(client.get(f"runs/{run}/experts/table")["top_k"])
-    with client.download(f"runs/{run}/experts/export", format="npz", what="loads") as sent:
-        return b"".join(sent.pieces), top_k
+def _fetched(run: str) -> bytes:
+    """The run's matrices from the server."""
+    with connect().download(f"runs/{run}/experts/export", format="npz", what="loads") as sent:
+        return b"".join(sent.pieces)
 
 
-def _record(content: bytes, steps: int, top_k: int | None) -> Record:
+def _design(found: Mapping[str, Any], steps: int) -> NDArray[np.float64] | None:
+    """[L] the design effect over the last steps, as the ranks told it; None where the file has none of it."""
+    if "design_effect" not in found or not found["spread_freedom"].any():
+        return None
+    return trailing_design_effect(found["design_effect"].T, found["spread_freedom"].T, steps)[:, -1]
+
+
+def _record(found: Mapping[str, Any], steps: int, top_k: int | None) -> Record:
     """The last consecutive steps of one attempt."""
-    found = np.load(io.BytesIO(content))
     counts, bias = found["counts"], found["bias"]
     if "step" in found:
         breaks = np.flatnonzero((np.diff(found["step"]) != 1) | (np.diff(found["attempt"]) != 0))

@@ -1,7 +1,8 @@
 """A run's expert records as an NPZ file (numpy.load reads it), made while it is sent and never in memory whole.
 
 Arrays of N steps, M layers, X slots: step, attempt, at_s, ranks, tokens [N]; layer [M]; experts (how many of the slots
-are; the others are skip slots); then counts u4 and bias f4 [N, M, X], or a statistic f4 [N, M] each. A file says how
+are; the others are skip slots) and top_k; then counts u4 and bias f4 [N, M, X] with the ranks' design effect and its
+degrees of freedom f4 [N, M], or a statistic f4 [N, M] each. A file says how
 long an array is before the first of its numbers: the steps are counted first, then every large array is read in a pass
 of its own. Steps of another shape than the newest one's are left out.
 """
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import Shape
 from controlplane.store.expert_stretches import Wanted, stretches
+
+SPREAD = ("design_effect", "spread_freedom")
 
 
 class RecordsChanged(RuntimeError):
@@ -66,6 +69,8 @@ def matrices(store: Store, run_id: str, wanted: Wanted) -> Iterator[bytes]:
     shape, small = _plan(store, run_id, wanted)
     steps, layers = len(small["step"]), len(small["layer"])
     wanted = replace(wanted, last=int(small["step"][-1]))
+    if wanted.matrices:  # how correlated the tokens are, without which counts cannot be judged
+        wanted = replace(wanted, statistics=(*wanted.statistics, *SPREAD))
     large: dict[str, tuple[str, tuple[int, ...]]] = dict.fromkeys(wanted.statistics, ("<f4", (steps, layers)))
     if wanted.matrices:
         large |= {"counts": ("<u4", (steps, layers, shape.slots)), "bias": ("<f4", (steps, layers, shape.slots))}
@@ -99,7 +104,7 @@ def _plan(store: Store, run_id: str, wanted: Wanted) -> tuple[Shape, dict[str, N
     kept = [row for of, row in found if of == shape]
     small: dict[str, NDArray[Any]] = {name: np.concatenate([row[name] for row in kept]) for name in kept[0]}
     layers = np.array([layer for layer in wanted.layers or range(shape.layers) if layer < shape.layers], np.int64)
-    return shape, small | {"layer": layers, "experts": np.array(shape.experts)}
+    return shape, small | {"layer": layers, "experts": np.array(shape.experts), "top_k": np.array(shape.top_k)}
 
 
 def _pass(

@@ -19,7 +19,7 @@ from sqlalchemy import update
 from trimtab_process import TRIMTAB
 
 from controlplane.cli import experts as command
-from controlplane.cli import main, output, serve
+from controlplane.cli import experts_replay, main, output, serve
 from controlplane.client import Client
 from controlplane.clock import SystemClock
 from controlplane.services import experts_export
@@ -73,6 +73,7 @@ def ask(api: Api, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[
         return made[-1]
 
     monkeypatch.setattr(command, "connect", connect)
+    monkeypatch.setattr(experts_replay, "connect", connect)
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["trimtab", "experts", *words])
@@ -188,6 +189,12 @@ def test_an_export_that_breaks_off_leaves_no_file(ask: Ask, tmp_path: Path, monk
     code, _, err = ask("export", "run-1")
     assert code == 6 and "does not answer to the end" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_the_server_is_replayed_by_the_same_matrices(ask: Ask) -> None:
+    code, out, err = ask("replay", "run-2")
+    assert (code, out) == (output.EXIT.USAGE, "")
+    assert "run-2 cannot be replayed: 20 steps are too few" in err or "19 steps are too few" in err
 
 
 def test_the_servers_loop_thins_by_its_settings(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def test_matrices_are_the_steps_one_after_the_other(filled: tuple[Store, list[Ex
     found = np.load(io.BytesIO(content(store, form="npz", layers=(1, 2))))
     assert found["step"].tolist() == [one.step for one in steps]
     assert found["attempt"].tolist() == [one.attempt_no for one in steps]
-    assert (found["layer"].tolist(), int(found["experts"])) == ([1, 2], 4)
+    assert (found["layer"].tolist(), int(found["experts"]), int(found["top_k"])) == ([1, 2], 4, steps[0].shape.top_k)
+    assert found["design_effect"].shape == found["spread_freedom"].shape == (len(steps), 2)
     np.testing.assert_array_equal(found["counts"], np.stack([one.counts[1:] for one in steps]))
     np.testing.assert_array_equal(found["bias"], np.stack([one.bias[1:] for one in steps]))
 
