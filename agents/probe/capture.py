@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.probe.ring import RingError, RingMeta, RingWriter
+from agents.probe.ring import UNWRITABLE, RingError, RingMeta, RingWriter
 from agents.probe.wake import Waker
 
 log = logging.getLogger("trimtab.probe")
@@ -114,13 +113,11 @@ class Probe:
         `facts` float32 [len(readings.LAYER_FACTS), layers], NaN where unknown."""
         if self._ring is None:
             return
-        values = (
-            *(step, time.time(), loss, grad_norm, step_seconds, learning_rate),
-            *(tokens, data_position, routed, route_mismatch),
-        )
+        now, rate, place = time.time(), learning_rate, data_position
+        values = (step, now, loss, grad_norm, step_seconds, rate, tokens, place, routed, route_mismatch)
         try:
             self._ring.write(values, counts, bias, facts)
-        except (TypeError, ValueError, struct.error) as error:
+        except UNWRITABLE as error:
             self.drop(step, error)
         if self._waker is not None:
             self._waker.wake()

@@ -35,6 +35,9 @@ _SEQUENCE = struct.Struct("<Q")
 # share of routes that differ from the rollout's
 RECORD = struct.Struct("<QqdddddqqQd")
 
+UNWRITABLE = (TypeError, ValueError, IndexError, BufferError, struct.error)
+"""What RingWriter.write raises of values, counts or biases that do not fit."""
+
 
 class RingError(Exception):
     """A file that is not a ring, or not of this version."""
@@ -103,7 +106,7 @@ class RingRecord:
 
 
 class RingWriter:
-    """Makes the file and writes records into it. `write` costs one pack and two copies; it never blocks.
+    """Makes the file and writes records into it. `write` costs three packs and two copies; it never blocks.
 
     Raises OSError where the file cannot be made: its room is taken from the disk here, because a full disk under a
     mapping would otherwise end the trainer with a bus error later. The directory belongs on a file system in memory
@@ -126,25 +129,34 @@ class RingWriter:
         self._map[: _HEAD.size] = _HEAD.pack(MAGIC, slots, self.slot_bytes, 0)
         self._map[_META_AT : _META_AT + _LENGTH.size + len(text)] = _LENGTH.pack(len(text)) + text
         temporary.replace(path)
+        for at in range(PAGE + RECORD.size + 2 * self.array_bytes, len(self._map), self.slot_bytes):
+            self._map[at : at + len(self._no_facts)] = self._no_facts
+        self._has_facts = bytearray(slots)
         self._view = memoryview(self._map)
         self.written = 0
 
     def write(self, values: tuple[Any, ...], counts: Any, bias: Any, facts: Any = None) -> None:
         """Writes one record. `values` are RECORD's fields after the sequence; counts and bias offer the buffer protocol
-        with exactly `array_bytes` bytes each, facts with `facts_bytes`, C-contiguous; anything else is a TypeError,
-        ValueError or struct.error and leaves a slot that no reader takes."""
-        number, view = self.written, self._view
-        at = PAGE + (number % self.slots) * self.slot_bytes
-        _SEQUENCE.pack_into(view, at, 2 * number + 1)
-        RECORD.pack_into(view, at, 2 * number + 1, *values)
-        start = at + RECORD.size
-        middle, end = start + self.array_bytes, start + 2 * self.array_bytes
-        view[start:middle] = memoryview(counts).cast("B")
-        view[middle:end] = memoryview(bias).cast("B")
-        view[end : end + len(self._no_facts)] = self._no_facts if facts is None else memoryview(facts).cast("B")
-        _SEQUENCE.pack_into(view, at, 2 * number + 2)
+        with exactly `array_bytes` bytes each, facts with `facts_bytes`, C-contiguous; anything else is one of
+        UNWRITABLE and leaves a slot that no reader takes."""
+        # between a trainer's steps the caches are cold: what counts is how little code and memory this touches
+        number, whole = self.written, self._map
+        slot = number % self.slots
+        at = PAGE + slot * self.slot_bytes
+        RECORD.pack_into(self._view, at, 2 * number + 1, *values)
+        middle = at + RECORD.size + self.array_bytes
+        end = middle + self.array_bytes
+        whole[at + RECORD.size : middle] = counts
+        whole[middle:end] = bias
+        if facts is not None:
+            self._has_facts[slot] = 1
+            whole[end : end + len(self._no_facts)] = facts
+        elif self._has_facts[slot]:
+            whole[end : end + len(self._no_facts)] = self._no_facts
+            self._has_facts[slot] = 0
+        _SEQUENCE.pack_into(self._view, at, 2 * number + 2)
         self.written = number + 1
-        _WRITTEN.pack_into(view, _WRITTEN_AT, self.written)
+        _WRITTEN.pack_into(self._view, _WRITTEN_AT, self.written)
 
     def close(self) -> None:
         """Lets go of the mapping and with it of the lock; the file stays for the reader."""
@@ -221,7 +233,7 @@ class RingReader:
     def _take(self, number: int) -> RingRecord | None:
         at = PAGE + (number % self.slots) * self.slot_bytes
         body = self._at(at, self.meta.record_bytes)
-        # the record was whole before the copy began and its word only grows, so the word after the copy settles it
+        # the record was whole before the copy began and its word never comes back: the word after the copy settles it
         after = self._at(at, _SEQUENCE.size)
         if after != _SEQUENCE.pack(2 * number + 2) or len(body) < self.meta.record_bytes:
             return None
