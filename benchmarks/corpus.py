@@ -47,7 +47,7 @@ SHAPE = ModelConfig(
     moe_intermediate_size=16,
     router_hidden_size=16,
 )
-SEEDS, SEQUENCES = (1, 2, 3, 4), (1, 2, 4)
+SEEDS, SEQUENCES = (1, 2, 5, 6), (1, 2, 4)
 CHOOSING = (1, 2)
 """Thresholds were chosen on the runs of these seeds; the others are held out."""
 HEALTHY_STEPS, CHOOSING_STEPS, PLANTED_STEPS, ONSET, RESUMED = 5200, 2600, 1100, 800, 1300
@@ -145,8 +145,9 @@ def _skewed(run: Run, step: int) -> None:
 
 
 def _skipping(run: Run, step: int) -> None:
+    """The skip slot is as welcome as the layer's best-liked expert."""
     if step == run.recipe.onset:
-        run.biases[:, -1] = 0.25
+        run.biases[:, -1] = run.biases[:, :-1].amax(dim=1)
 
 
 SCENARIOS: dict[str, tuple[Plant | None, dict[str, Any]]] = {

@@ -21,8 +21,8 @@ Integers = NDArray[np.int64]
 DEAD_EXPECTED_TOKENS = 20.0
 """Below this many expected tokens a count of zero says nothing: balance alone gives it once in e^20 tries."""
 DEAD_STEPS = 16
-"""Three would do for independent tokens; in small batches of real text a group of like tokens leaves an expert empty for
-longer (docs/experts.md)."""
+"""Three would do for independent tokens; in small batches of real text a group of like tokens leaves an expert empty
+for longer (docs/experts.md)."""
 
 
 @dataclass(frozen=True, slots=True)
