@@ -274,7 +274,8 @@ class ExpertRecord:
     What may be unknown: `start_bias` 0, `route_mismatch` NaN (share of choices unlike the rollout's, mean over ranks),
     `facts` empty (float32 [3, layers], LAYER_FACTS, means over ranks), `spread` empty. That is
     float64 [2, layers]: between this node's ranks, the sum of squares of the experts' counts about their mean, and how
-    many ranks routed in the layer; told every few seconds only.
+    many ranks routed in the layer. The squares are told now and then only and are NaN between; where then every rank
+    routed in every layer, nothing is told.
     """
 
     run_id: str

@@ -114,6 +114,7 @@ def _window(run: Mapping[str, NDArray[Any]], cut: NDArray[np.int64], first: int)
     squares = run["squares"][cut].astype(np.float64)
     spread = np.stack([squares, np.full(squares.shape, RANKS - 1.0), np.full(squares.shape, float(RANKS))])
     attempt, before = int(run["attempt"][cut[-1]]), run["bias"][first - 1] if first else None
+    begun = run["bias"][first]
     heads = int(run["start_bias"][cut[-1]]), int(run["checkpoint_bias"][cut[-1]])
     return ExpertWindow(
         run_id="run",
@@ -127,7 +128,7 @@ def _window(run: Mapping[str, NDArray[Any]], cut: NDArray[np.int64], first: int)
         top_k=1,
         spread=spread,
         expert_parallel=EXPERT_PARALLEL,
-        resumed=Resumed(int(run["step"][first]), *heads, before) if attempt > 1 else None,
+        resumed=Resumed(int(run["step"][first]), *heads, before, begun) if attempt > 1 else None,
     )
 
 

@@ -23,7 +23,7 @@ WAIT_FOR_RANKS_S = 1.0
 RATE_WINDOW_S, LONGEST_RATE_WINDOW_S = 4.0, 120.0
 STEPS_IN_RATE_WINDOW = 2.5
 LONGEST_HEARTBEAT = 64 << 10
-SPREAD_EVERY_S = 2.0
+SPREAD_EVERY_S, SPREAD_EVERY_STEPS = 2.0, 16
 KEEP_DEAD_S = 300.0
 """How long the ring of a dead trainer stays, for whoever wants to look at it."""
 
@@ -34,6 +34,15 @@ class _Step:
 
     seen_s: float
     records: dict[int, tuple[RingMeta, RingRecord]] = field(default_factory=dict)
+
+
+@dataclass
+class _Told:
+    """When an attempt's spread was told last, how many steps ago, and how many ranks routed in each layer then."""
+
+    at_s: float = -math.inf
+    steps: int = 0
+    routed: array[float] = field(default_factory=lambda: array("d"))
 
 
 @dataclass
@@ -94,13 +103,15 @@ class RuntimeDirectory:
         self._step_seconds = 0.0
         self.missed = 0
         self._missed_told = 0
-        self._spread_s: dict[tuple[str, int], float] = {}
+        self._spreads: dict[tuple[str, int], _Told] = {}
         self.broken: dict[str, str] = {}
 
     def look_around(self) -> None:
         """Once a second: makes the next sweep list every folder, and forgets what is no longer there."""
         self._ring_files.forget()
         self._beat_files.forget()
+        living = {(reader.meta.run_id, reader.meta.attempt_no) for reader in self._rings.values()}
+        self._spreads = {key: told for key, told in self._spreads.items() if key in living}
         there = {key for key in self.cursors if (self._attempts / key).parent.exists()}
         self.cursors = {key: at for key, at in self.cursors.items() if key in there}
         self._ended = {path: inode for path, inode in self._ended.items() if path.exists()}
@@ -240,18 +251,22 @@ class RuntimeDirectory:
             if len(waiting.records) < wanted and now_s - waiting.seen_s < WAIT_FOR_RANKS_S:
                 continue
             del self._steps[step_key]
-            yield self._expert_record(step, waiting.records, self._spread_due(attempt, now_s))
+            yield self._expert_record(step, waiting.records, now_s)
 
-    def _spread_due(self, attempt: tuple[str, int], now_s: float) -> bool:
-        """Whether the spread between ranks is told with this step: it costs, and a sample in a while is enough."""
-        due = now_s - self._spread_s.get(attempt, -SPREAD_EVERY_S) >= SPREAD_EVERY_S
-        if due:
-            self._spread_s[attempt] = now_s
-        return due
+    def _spread(self, meta: RingMeta, records: list[RingRecord], now_s: float) -> array[float]:
+        """The spread between ranks, told now and then since it costs; between, only how many ranks route in each
+        layer, and nothing where all of them do."""
+        key = (meta.run_id, meta.attempt_no)
+        told = self._spreads.setdefault(key, _Told())
+        told.steps += 1
+        if told.routed and told.steps < SPREAD_EVERY_STEPS and now_s - told.at_s < SPREAD_EVERY_S:
+            plain = all(ranks == len(records) for ranks in told.routed)
+            return array("d") if plain else array("d", [math.nan] * meta.layers) + told.routed
+        spread = rank_sums.spread([record.counts for record in records], meta)
+        self._spreads[key] = _Told(now_s, 0, spread[meta.layers :])
+        return spread
 
-    def _expert_record(
-        self, step: int, found: dict[int, tuple[RingMeta, RingRecord]], with_spread: bool
-    ) -> ExpertRecord:
+    def _expert_record(self, step: int, found: dict[int, tuple[RingMeta, RingRecord]], now_s: float) -> ExpertRecord:
         """The sum over ranks of one shape, the lowest rank's."""
         meta = found[min(found)][0]
         records = [found[rank][1] for rank in sorted(found) if found[rank][0].array_bytes == meta.array_bytes]
@@ -278,5 +293,5 @@ class RuntimeDirectory:
             start_bias=meta.start_bias,
             route_mismatch=sum(told) / len(told) if told else math.nan,
             facts=rank_sums.mean_facts([record.facts for record in records if record.facts]),
-            spread=rank_sums.spread([record.counts for record in records], meta) if with_spread else array("d"),
+            spread=self._spread(meta, records, now_s),
         )

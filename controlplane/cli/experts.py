@@ -30,8 +30,8 @@ def _number(name: str, digits: int = 2, sign: str = "") -> Any:
     return lambda row: None if row[name] is None else f"{row[name]:{sign}.{digits}f}"
 
 
-def _percent(row: Json) -> str | None:
-    return None if row["skip_share"] is None else f"{100 * row['skip_share']:.2f} %"
+def _share(name: str) -> Any:
+    return lambda row: None if row[name] is None else f"{100 * row[name]:.2f} %"
 
 
 def _times(row: Json) -> str | None:
@@ -48,10 +48,16 @@ _LAYER: list[Column] = [
     ("cv ÷ floor", _times),
     ("effective", _number("effective", 1)),
     ("dead", lambda row: row["dead"] or "0"),
-    ("skip", _percent),
+    ("skip", _share("skip_share")),
     ("bias spread", _small("bias_spread")),
     ("lag-1", _number("lag1", sign="+")),
 ]
+_FACTS: dict[str, Column] = {
+    "z_loss": ("z-loss", _number("z_loss", 3)),
+    "margin": ("margin", _number("margin", 4)),
+    "dropped_share": ("dropped", _share("dropped_share")),
+}
+"""Router facts, shown where any layer's is known."""
 _LIVE: list[Column] = [
     ("run", lambda row: row["run"]),
     ("step", lambda row: row["step"]),
@@ -78,7 +84,10 @@ def picture(row: Json) -> str:
     when = f"step {row['step']} of attempt {row['attempt']}"
     lines = [f"{sentence['lead']} {sentence['rest']}".strip(), f"  {when}, {length(row['age_s'])} ago: {shape}"]
     lines += [f"  {tile['label']}: {tile['value']} {tile['unit']}  ({tile['context']})" for tile in row["tiles"]]
-    lines += ["", table(row["by_layer"], _LAYER)]
+    known = [column for name, column in _FACTS.items() if any(layer[name] is not None for layer in row["by_layer"])]
+    lines += ["", table(row["by_layer"], [*_LAYER, *known])]
+    if known and row["facts_step"] != row["step"]:
+        lines.append(f"{', '.join(name for name, _ in known)}: of step {row['facts_step']}, the newest that has them")
     if row["by_slot"] is not None:
         lines += ["", f"Layer {row['layer']}: tokens of each expert, 1.00 is its fair share", *bars(row["by_slot"])]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlplane.rules import experts as statistics
 from controlplane.rules.book import Rule
@@ -21,7 +22,7 @@ def runaway(window: ExpertWindow, rule: Rule) -> Judgement:
     if last is None:
         return unknown(window, rule)
     controller = identify(last.counts, last.bias, last.experts)
-    inverted = controller.inverted(at["least_r2"])
+    inverted = controller.inverted(at["least_r2"]) & (last.floors > at["inverted_cv_floor"])
     same = statistics.same_direction_share(last.bias, last.experts)
     one_way = (same >= at["same_direction"]) & (last.floors > at["cv_floor"]) & ~last.falling(rule)
     layers = inverted if inverted.any() else one_way
@@ -60,33 +61,46 @@ def bias_frozen(window: ExpertWindow, rule: Rule) -> Judgement:
 def bias_lost(window: ExpertWindow, rule: Rule) -> Judgement:
     """An attempt that took up a checkpoint without its biases, told for `told_steps` from its first step.
 
-    Known by their checksum where the trainer and the manifest tell it, else by their size: new biases are small. There
-    is no warm-up: loads may look even for a while, and by then the layers have learned around it.
+    Known by their checksum where the trainer and the manifest tell it and by what was recorded of both: new biases are
+    small. There is no warm-up: loads may look even for a while, and by then the layers have learned around it.
     """
     resumed = window.resumed
     if resumed is None:
         return Judgement()
     if not len(window.steps) or window.steps[-1] >= resumed.first_step + rule.thresholds["told_steps"]:
         return Judgement()
-    bias = np.abs(window.bias[0, :, : window.experts].astype(np.float64))
-    layers = _lost(window, resumed, bias)
+    layers = _lost(window, resumed)
     if layers is None:
         return unknown(window, rule)
     if not layers.any():
         return Judgement()
-    before = bias if resumed.before is None else np.abs(resumed.before[:, : window.experts].astype(np.float64))
-    size = before.max(axis=-1)
+    size = np.full(len(layers), np.nan) if resumed.before is None else _sizes(resumed.before, window.experts)
     layer = worst(layers, size)
-    words = {"attempt": window.attempt_no, "step": resumed.first_step, "before": f"{size[layer]:.3g}"}
-    return finding(window, rule, layers, layer, float(bias[layer].max()), float(size[layer]), words)
+    were = f"they were up to {size[layer]:.3g}" if np.isfinite(size[layer]) else "by their checksum"
+    words = {"attempt": window.attempt_no, "step": resumed.first_step, "before": were}
+    now = float(_sizes(window.bias[0], window.experts)[layer])
+    return finding(window, rule, layers, layer, now, float(np.nan_to_num(size[layer])), words)
 
 
-def _lost(window: ExpertWindow, resumed: Resumed, bias: statistics.Floats) -> statistics.Bools | None:
-    """[L] whose biases are not the checkpoint's; None if there is nothing to tell by."""
-    everywhere = np.ones(len(bias), dtype=np.bool_)
-    if resumed.start_bias and resumed.checkpoint_bias:
-        return everywhere if resumed.start_bias != resumed.checkpoint_bias else ~everywhere
-    if resumed.before is None or resumed.before.shape != window.bias.shape[1:]:
-        return None
-    before = np.abs(resumed.before[:, : window.experts].astype(np.float64)).max(axis=-1)
-    return np.asarray((before > 0) & (bias.max(axis=-1) < _LEFT * before), dtype=np.bool_)
+def _sizes(bias: NDArray[np.float32], experts: int) -> statistics.Floats:
+    """[L] the largest |b| of the real experts."""
+    return np.asarray(np.abs(bias[:, :experts].astype(np.float64)).max(axis=-1), dtype=np.float64)
+
+
+def _lost(window: ExpertWindow, resumed: Resumed) -> statistics.Bools | None:
+    """[L] whose biases are not the checkpoint's; None if there is nothing to tell by.
+
+    Checksums that agree settle it. Ones that differ may be of two layouts: where both biases were recorded, layers
+    that begin where the checkpoint's ended, within a tenth of their spread, have kept them.
+    """
+    known = bool(resumed.start_bias and resumed.checkpoint_bias)
+    if known and resumed.start_bias == resumed.checkpoint_bias:
+        return np.zeros(window.bias.shape[1], dtype=np.bool_)
+    before, begun = resumed.before, resumed.begun
+    if before is None or begun is None or before.shape != begun.shape:
+        return np.ones(window.bias.shape[1], dtype=np.bool_) if known else None
+    size = _sizes(before, window.experts)
+    if not known:
+        return np.asarray((size > 0) & (_sizes(begun, window.experts) < _LEFT * size), dtype=np.bool_)
+    moved = np.abs(begun.astype(np.float64) - before)[:, : window.experts].max(axis=-1)
+    return np.asarray(moved > _LEFT * np.ptp(before[:, : window.experts], axis=-1), dtype=np.bool_)

@@ -35,6 +35,8 @@ class Controller:
     """[L] of sign(e), in the model Δb = −u·sign(e): the u of loss-free balancing"""
     sign_r2: Floats
     """[L] part of Δb that it explains"""
+    late_r2: Floats
+    """[L] the same of the error of the step before: biases that are moved after the step was told answer that one"""
 
     @property
     def kind(self) -> list[str]:
@@ -47,8 +49,10 @@ class Controller:
         ]
 
     def inverted(self, least_r2: float) -> Bools:
-        """[L] whether the biases feed the error: the sign of Δb against sign(e), where that explains enough."""
-        return np.asarray((self.sign_gain < 0) & (self.sign_r2 >= least_r2), dtype=np.bool_)
+        """[L] whether the biases feed the error: the sign of Δb against sign(e), where that explains enough, and more
+        than a controller that answers a step late."""
+        late = self.late_r2 > self.sign_r2
+        return np.asarray((self.sign_gain < 0) & (self.sign_r2 >= least_r2) & ~late, dtype=np.bool_)
 
 
 def load_error(counts: ArrayLike, experts: int) -> Floats:
@@ -69,14 +73,16 @@ def identify(counts: ArrayLike, bias: ArrayLike, experts: int) -> Controller:
     steps, layers = moved.shape[:2]
     if steps < LEAST_STEPS:
         unknown = np.full(layers, np.nan)
-        return Controller(unknown, unknown, unknown, unknown, unknown, unknown)
+        return Controller(*[unknown] * 7)
     change = np.diff(error, axis=0, prepend=error[:1])
     terms = np.stack([error, np.cumsum(error, axis=0), change])[:, 1:]
     with np.errstate(invalid="ignore"):  # a bias that diverged is infinite
         centred, deltas = _centred(moved[1:], axis=0), np.diff(moved, axis=0)
     gains, r2 = _least_squares(_centred(terms, axis=1), centred)
     signs, sign_r2 = _least_squares(np.sign(error[1:])[None], deltas)
-    return Controller(-gains[0], -gains[1], -gains[2], r2, -signs[0], sign_r2)
+    late, late_r2 = _least_squares(np.sign(error[:-1])[None], deltas)
+    late_r2 = np.where(late[0] < 0, late_r2, np.nan)  # against the error, as a controller does
+    return Controller(-gains[0], -gains[1], -gains[2], r2, -signs[0], sign_r2, late_r2)
 
 
 def _centred(values: Floats, axis: int) -> Floats:

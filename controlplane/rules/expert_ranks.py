@@ -76,7 +76,7 @@ def imbalance_tax(step_seconds: ArrayLike, loads: ArrayLike) -> Tax | None:
     fullest = skew(loads).sum(axis=-1)
     known = np.isfinite(seconds) & np.isfinite(fullest)
     seconds, fullest = seconds[known], fullest[known]
-    if len(seconds) < LEAST_STEPS or np.ptp(fullest) == 0:
+    if len(seconds) < LEAST_STEPS or np.ptp(fullest) == 0 or seconds.mean() <= 0:
         return None
     (slope, _), residuals = np.polyfit(fullest, seconds, 1), seconds.var()
     even = float(np.asarray(loads).shape[-2])

@@ -31,6 +31,8 @@ class Resumed:
     checkpoint_bias: int = 0
     before: NDArray[np.float32] | None = None
     """[L, S] biases of the checkpoint's step as the attempt before recorded them"""
+    begun: NDArray[np.float32] | None = None
+    """[L, S] biases of this attempt's first step"""
 
 
 @dataclass(frozen=True)

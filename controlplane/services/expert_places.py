@@ -52,22 +52,23 @@ def placed(session: Session, attempt: Attempt) -> Placed | None:
 # --- blast radius ---
 
 
-def blast_radius(session: Session, members: Sequence[Fault], onset_s: float) -> Json | None:
+def blast_radius(session: Session, members: Sequence[Fault], onset_s: float, offset: float) -> Json | None:
     """Which experts of which layers lived on the GPU that failed, and what share of the tokens they carried.
 
-    From the first member that names a rank, over the last records before the onset; None where nothing is known.
+    From the first member that names a rank, over the attempt's last records before the onset; None where nothing is
+    known. onset_s is by the server's clock, which is `offset` ahead of the node's.
     """
     fault = next((one for one in members if one.run_id and one.rank >= 0), None)
     if fault is None:
         return None
     attempt = runs.attempt(session, fault.run_id, fault.attempt_no)
     where = placed(session, attempt) if attempt is not None else None
-    last = experts.last_steps(session, [(fault.run_id, fault.attempt_no)]).get((fault.run_id, fault.attempt_no))
-    if where is None or last is None:
+    if where is None:
         return None
-    window = experts.window(session, fault.run_id, last=last, limit=2 * WINDOW_STEPS)
-    before = [one for one in window if one.attempt_no == fault.attempt_no and one.at_s <= onset_s + 1.0]
-    before = [one for one in before if one.shape == before[-1].shape][-WINDOW_STEPS:]
+    # a step that ended in the second of the onset was computed before it
+    key = (fault.run_id, fault.attempt_no)
+    before = experts.before(session, key, at_s=onset_s - offset + 1.0, limit=WINDOW_STEPS)
+    before = [one for one in before if one.shape == before[-1].shape]
     if not before:
         return None
     shape = before[-1].shape
@@ -106,7 +107,7 @@ def _radius_words(found: Mapping[str, Any]) -> str:
     begin, end = found["layers"]
     layers = f"layer {begin}" if begin == end else f"layers {begin} to {end}"
     copies, share = found["copies"], f"{100 * found['share']:.1f} %"
-    if last - first + 1 == found["of_experts"]:
+    if last - first + 1 == found["of_experts"] and end - begin + 1 == found["of_layers"]:
         return f"Rank {found['rank']} holds every expert, as all {copies} ranks do: {share} of the tokens were its own."
     place = f"Rank {found['rank']} holds {named} of {layers}"
     if copies == 1:
@@ -170,19 +171,20 @@ def _step_seconds(session: Session, last: ExpertStep, wanted: Sequence[int]) -> 
         if found.attempt_no != last.attempt_no:
             continue
         for step, seconds in zip(found.step.tolist(), found.step_seconds.tolist(), strict=True):
-            slowest[step] = max(slowest.get(step, 0.0), seconds)
+            if seconds > 0:  # NaN where the trainer does not tell it
+                slowest[step] = max(slowest.get(step, 0.0), seconds)
     return np.array([slowest.get(step, np.nan) for step in wanted], np.float64)
 
 
 def _sick_ranks(session: Session, last: ExpertStep, ranks: int) -> dict[int, str]:
-    """Expert-parallel ranks of which a GPU has a firing fault that slows or stops it, with the fault's sentence."""
+    """Expert-parallel ranks of which a GPU has a fault that fires in this attempt, with the fault's sentence."""
     attempt = runs.attempt(session, last.run_id, last.attempt_no)
     where = placed(session, attempt) if attempt is not None else None
     if where is None:
         return {}
     found: dict[int, str] = {}
     for fault in _on_nodes(session, where.nodes):
-        if fault.run_id == last.run_id and 0 <= fault.rank < where.world:
+        if (fault.run_id, fault.attempt_no) == last.key[:2] and 0 <= fault.rank < where.world:
             lived = home(fault.rank, where.world, last.shape.experts, last.shape.layers, last.layout)
             if lived is not None:
                 found.setdefault(lived.experts[0] * ranks // last.shape.experts, fault.sentence.rstrip("."))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_window import TREND_STEPS, ExpertWindow, Resumed
 from controlplane.store import experts, runs
 from controlplane.store.engine import Session
@@ -17,13 +19,16 @@ from controlplane.store.watch import LiveAttempt
 WINDOW_STEPS = 64
 
 
-def of_attempt(session: Session, attempt: LiveAttempt, offset: float) -> ExpertWindow | None:
-    """The newest records of this attempt that have one shape; None while it has none.
+def of_attempt(session: Session, attempt: LiveAttempt, offset: float, book: RuleBook) -> ExpertWindow | None:
+    """The newest records of this attempt that have one shape and were told by as many ranks; None while it has none.
 
     offset: the server's clock less its nodes'.
     """
     recent = experts.recent(session, attempt.run_id, limit=WINDOW_STEPS)
     same = [step for step in recent if step.attempt_no == attempt.no and step.shape == recent[-1].shape]
+    # a step that was given up waiting for lacks a node, and with it perhaps the layers of a pipeline's stage
+    most = max((step.ranks for step in same), default=0)
+    same = [step for step in same if step.ranks == most]
     if not same:
         return None
     last = same[-1]
@@ -43,7 +48,7 @@ def of_attempt(session: Session, attempt: LiveAttempt, offset: float) -> ExpertW
         cv_before=_cv_before(session, attempt, last.step),
         expert_parallel=last.expert_parallel,
         balanced_until=_balanced_until(session, attempt.run_id),
-        resumed=_resumed(session, attempt, last),
+        resumed=_resumed(session, attempt, last, int(book["expert-bias-lost"].thresholds["told_steps"])),
         mismatch=mismatch if is_learning_from_rollouts else np.zeros(0),
         mismatch_usual=_usual_mismatch(session, attempt) if is_learning_from_rollouts else math.nan,
     )
@@ -59,36 +64,44 @@ def _cv_before(session: Session, attempt: LiveAttempt, last: int) -> NDArray[np.
     """[L] the mean CV of the attempt's window of TREND_STEPS earlier; None if it was not whole."""
     end = last - TREND_STEPS
     told = experts.read_statistics(session, attempt.run_id, ("cv",), first=end - WINDOW_STEPS + 1, last=end)
-    if (told.attempt_no == attempt.no).sum() < WINDOW_STEPS:
+    own = told.attempt_no == attempt.no
+    if own.sum() < WINDOW_STEPS // 2:
         return None
-    return np.asarray(told.values["cv"].mean(axis=1), dtype=np.float64)
+    return np.asarray(told.values["cv"][:, own].mean(axis=1), dtype=np.float64)
 
 
 def _balanced_until(session: Session, run_id: str) -> int | None:
     """The step at which the job's own schedule ends balancing: `router.balancingUntil` of its spec."""
     run = runs.get(session, run_id)
     until = run.spec["spec"].get("router", {}).get("balancingUntil") if run is not None else None
-    return int(until) if isinstance(until, int | float) else None
+    return int(until) if isinstance(until, int | float) and until > 0 else None
 
 
-def _resumed(session: Session, attempt: LiveAttempt, last: ExpertStep) -> Resumed | None:
-    """How the attempt took up its checkpoint; None if it began at the beginning."""
+def _resumed(session: Session, attempt: LiveAttempt, last: ExpertStep, told_steps: int) -> Resumed | None:
+    """How the attempt took up its checkpoint; None if it began at the beginning, or longer than `told_steps` ago."""
     row = runs.attempt(session, attempt.run_id, attempt.no)
     if row is None or row.resume_checkpoint_id is None or row.first_step is None:
         return None
     checkpoint = runs.checkpoint(session, row.resume_checkpoint_id)
-    if checkpoint is None:
+    if checkpoint is None or last.step >= row.first_step + told_steps:
         return None
-    head = checkpoint.bias_checksum[:16]
-    recorded = None
-    if not (last.start_bias and head):
+    head = _head(checkpoint.bias_checksum)
+    recorded = begun = None
+    if not (last.start_bias and last.start_bias == head):
         recorded = experts.stored_step(session, (checkpoint.run_id, checkpoint.attempt_no, checkpoint.step))
+        begun = experts.stored_step(session, (attempt.run_id, attempt.no, row.first_step))
     return Resumed(
         first_step=row.first_step,
         start_bias=last.start_bias,
-        checkpoint_bias=int(head, 16) if len(head) == 16 else 0,
+        checkpoint_bias=head,
         before=recorded.bias if recorded is not None else None,
+        begun=begun.bias if begun is not None else None,
     )
+
+
+def _head(checksum: str) -> int:
+    """The head of a manifest's checksum as the probe tells it; 0 of one that is no SHA-256 in hexadecimal."""
+    return int(checksum[:16], 16) if re.fullmatch(r"[0-9a-f]{64}", checksum) else 0
 
 
 def _usual_mismatch(session: Session, attempt: LiveAttempt) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.readings import LAYER_FACTS
 from controlplane.services.experts_matrices import Sink, matrices
 from controlplane.store import experts
 from controlplane.store.engine import Store
@@ -26,6 +27,8 @@ FORMATS = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet", "npz"
 WHAT = ("loads", "layers")
 ROWS = {"csv": 50_000, "parquet": 400_000}
 """How many rows are made at a time; in Parquet they are a row group."""
+OF_LAYER = (*STATISTICS, *LAYER_FACTS)
+"""The columns of `layers` beside the step and the layer."""
 Columns = dict[str, NDArray[Any]]
 
 
@@ -71,7 +74,7 @@ def begin(store: Store, asked: Asked) -> Export:
         raise ExportRefused(404, "no_data", f"{asked.run_id} has no expert record yet")
     loads = asked.what == "loads"
     first, last = (bounds[0] if asked.first is None else asked.first), (bounds[1] if asked.last is None else asked.last)
-    wanted = Wanted(first, last, asked.layers, matrices=loads, statistics=() if loads else STATISTICS)
+    wanted = Wanted(first, last, asked.layers, matrices=loads, statistics=() if loads else OF_LAYER)
     found = stretches(store, asked.run_id, wanted)
     head = next(found, None)
     if head is None:

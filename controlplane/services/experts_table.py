@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.readings import LAYER_FACTS
 from controlplane.rules.book import RuleBook
 from controlplane.runs.states import RUN_ENDED
 from controlplane.services import experts_frame, experts_words
@@ -43,7 +44,8 @@ def table(
 ) -> Json | None:
     """The newest step, or a named one; None if it is not stored. API: runs/{run}/experts/table.
 
-    A `layer` beyond the run's has no rows: `by_slot` is then None.
+    A `layer` beyond the run's has no rows: `by_slot` is then None. Router facts (agents.readings.LAYER_FACTS) are those
+    of `facts_step`, the newest step of the window that has any; None where unknown.
     """
     run = live.run(run_id)
     window = _window(session, live, run_id, step)
@@ -51,6 +53,7 @@ def table(
         return None
     seen = experts_frame.picture(window, book)
     last, shape = seen.last, seen.last.shape
+    told = _with_facts(window)
     row = runs.get(session, run_id)
     received_s = run.received_s if run is not None and step is None else last.at_s
     age_s = max(0.0, now - received_s)
@@ -71,7 +74,8 @@ def table(
         "settling": seen.settling,
         "sentence": experts_words.sentence(seen, ended=row is not None and row.status in RUN_ENDED),
         "tiles": experts_words.tiles(seen),
-        "by_layer": _layers(seen),
+        "facts_step": told.step if told is not None else None,
+        "by_layer": _layers(seen, told),
         "layer": layer,
         "by_slot": None if layer is None or not 0 <= layer < shape.layers else _slots(seen, layer),
     }
@@ -85,8 +89,15 @@ def _window(session: Session, live: Live, run_id: str, step: int | None) -> list
     return unbroken(window) if window and window[-1].step == step else []
 
 
-def _layers(seen: Picture) -> list[Json]:
+def _with_facts(window: Sequence[ExpertStep]) -> ExpertStep | None:
+    """The newest step of the window whose router facts are known: a trainer may measure every n-th only."""
+    shape = window[-1].shape
+    return next((one for one in reversed(window) if one.facts is not None and one.shape == shape), None)
+
+
+def _layers(seen: Picture, told: ExpertStep | None) -> list[Json]:
     found, experts_ = seen.found, seen.last.shape.experts
+    facts = told.facts if told is not None else None
     return [
         {
             "layer": layer,
@@ -99,6 +110,7 @@ def _layers(seen: Picture) -> list[Json]:
             "bias_spread": number(found.bias_spread[layer]),
             "lag1": number(seen.lag1[layer]),
             "swings": bool(seen.swinging[layer]),
+            **{name: None if facts is None else number(facts[at, layer]) for at, name in enumerate(LAYER_FACTS)},
         }
         for layer in range(seen.last.shape.layers)
     ]

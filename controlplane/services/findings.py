@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import structlog
+
 from agents.readings import Fault, fault_id
 from controlplane.rules import alarms, fleet, training
 from controlplane.rules.book import RuleBook
@@ -28,6 +30,7 @@ LOSS_STEPS = 16
 RETOLD_S = 10.0
 """How often a finding that goes on is written anew, for its sentence and value."""
 _ORIGIN = "server"
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Watch:
         for attempt in attempts:
             offset = offsets.get(attempt.nodes[0], 0.0) if attempt.nodes else 0.0
             judgement += self._loss(session, attempt, offset)
-            judgement += self._expert_alarms(session, attempt, offset)
+            judgement += self._experts_apart(session, attempt, offset)
         self._forget({attempt.run_id for attempt in attempts})
         return judgement
 
@@ -124,6 +127,14 @@ class Watch:
         self._losses[attempt.run_id] = _Verdict(attempt.no, last, judgement)
         return judgement
 
+    def _experts_apart(self, session: Session, attempt: LiveAttempt, offset: float) -> Judgement:
+        """The expert alarms of one run: records that nobody foresaw must not end what is judged of everything else."""
+        try:
+            return self._expert_alarms(session, attempt, offset)
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            _log.exception("a run's expert records cannot be judged", run=attempt.run_id, attempt=attempt.no)
+            return alarms.unseen(attempt.run_id)
+
     def _expert_alarms(self, session: Session, attempt: LiveAttempt, offset: float) -> Judgement:
         last = experts.last_steps(session, [(attempt.run_id, attempt.no)]).get((attempt.run_id, attempt.no))
         if last is None:
@@ -131,7 +142,7 @@ class Watch:
         known = self._experts.get(attempt.run_id)
         if known is not None and known.attempt_no == attempt.no and known.step <= last < known.step + EVERY_STEPS:
             return known.judgement
-        window = expert_windows.of_attempt(session, attempt, offset)
+        window = expert_windows.of_attempt(session, attempt, offset, self.book)
         if window is None:
             return alarms.unseen(attempt.run_id)
         judgement = self._placed(session, attempt, alarms.judge(window, self.book))

@@ -136,11 +136,12 @@ def _slow(session: Session, attempt: LiveAttempt) -> dict[str, float]:
     ranks, seconds = records[-1].rank, records[-1].step_seconds
     world = int(ranks.max()) + 1
     means = [float(np.mean(seconds[ranks == rank])) if np.any(ranks == rank) else np.nan for rank in range(world)]
-    usual = float(np.nanmedian(means))
-    if usual <= 0 or world % len(attempt.nodes):
+    known = np.array(means)[np.isfinite(means)]  # a trainer need not tell how long its steps take
+    if not len(known) or np.median(known) <= 0 or world % len(attempt.nodes):
         return {}
-    per_node = world // len(attempt.nodes)
+    of_nodes = np.array(means).reshape(len(attempt.nodes), -1)
     return {
-        node: 100.0 * (float(np.nanmax(means[at * per_node : (at + 1) * per_node])) / usual - 1.0)
-        for at, node in enumerate(attempt.nodes)
+        node: 100.0 * (float(np.nanmax(times)) / float(np.median(known)) - 1.0)
+        for node, times in zip(attempt.nodes, of_nodes, strict=True)
+        if np.isfinite(times).any()
     }

@@ -66,7 +66,9 @@ def summary(
             (last.key, last.ranks, len(window)),
             lambda: _controller(window, picture, book or shipped_book()),
         ),
-        "parallel": expert_places.ranks_view(session, window),
+        "parallel": live.kept(
+            run_id, "parallel", (last.key, last.ranks), lambda: expert_places.ranks_view(session, window)
+        ),
         "maxvio": _maxvio(session, run_id),
         "records": experts.counted(session, run_id),
     }

@@ -91,7 +91,7 @@ def view(store: Store, book: RuleBook, number: int, now: float) -> Json | None:
             ],
             "kernel": _kernel(session, story, offset),
             "series": _series(session, story, offset),
-            "blast_radius": expert_places.blast_radius(session, story.faults, story.onset_s),
+            "blast_radius": expert_places.blast_radius(session, story.faults, story.onset_s, offset),
         }
     return {**found, "cli": incident_story.cli(story), "actions": incident_story.actions(story)}
 

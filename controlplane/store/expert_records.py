@@ -124,7 +124,8 @@ def _spread(flat: NDArray[np.float64], layers: int) -> Spread | None:
     if not len(flat):
         return None
     squares, ranks = flat.reshape(2, layers)
-    return Spread(squares, np.maximum(ranks - 1, 0), ranks)
+    known = np.isfinite(squares)
+    return Spread(np.where(known, squares, 0.0), np.where(known, np.maximum(ranks - 1, 0), 0.0), ranks)
 
 
 def summed(parts: Sequence[ExpertStep]) -> ExpertStep:

@@ -6,6 +6,7 @@ ones from its own first step on. Every attempt's own records are kept.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -195,11 +196,30 @@ def current_step(session: Session, run_id: str, step: int) -> ExpertStep | None:
 def window(session: Session, run_id: str, *, last: int, limit: int) -> list[ExpertStep]:
     """The current view's steps up to `last`, at most `limit`, in order."""
     firsts = _first_steps(session, run_id)
-    query = select(ExpertChunk).where(*_overlapping(run_id, last - limit + 1, last))
+    # twice as far back: some steps may have been lost on their way
+    query = select(ExpertChunk).where(*_overlapping(run_id, last - 2 * limit + 1, last))
     found: dict[int, ExpertStep] = {}
     for row in session.scalars(query.order_by(ExpertChunk.attempt_no, ExpertChunk.id)):
         hidden_from = min((first for number, first in firsts.items() if number > row.attempt_no), default=last + 1)
         found |= {one.step: one for one in _steps_of(session, row) if one.step <= last and one.step < hidden_from}
+    return [found[step] for step in sorted(found)[-limit:]]
+
+
+def before(session: Session, attempt: tuple[str, int], *, at_s: float, limit: int) -> list[ExpertStep]:
+    """An attempt's own last steps up to a moment of its nodes' clock, at most `limit`, in order; hidden ones too."""
+    query = select(ExpertChunk.id).where(_of(*attempt)).order_by(ExpertChunk.first_step, ExpertChunk.id)
+    ids = list(session.scalars(query))
+
+    def begins_s(chunk_id: int) -> float:
+        stats = session.execute(select(ExpertChunk.stats).where(ExpertChunk.id == chunk_id)).scalar_one()
+        return float(Arrays(stats)["at_s"][0])
+
+    found: dict[int, ExpertStep] = {}
+    for chunk_id in reversed(ids[: bisect_right(ids, at_s, key=begins_s)]):
+        row = session.get_one(ExpertChunk, chunk_id)
+        found = {one.step: one for one in _steps_of(session, row) if one.at_s <= at_s} | found
+        if len(found) >= limit:
+            break
     return [found[step] for step in sorted(found)[-limit:]]
 
 
@@ -247,10 +267,14 @@ def read_statistics(
     """Statistics of the current view over the steps first ≤ step ≤ last.
 
     `cv_floor` is what is stored, in floors of independent tokens, over √(design effect) of the trailing 64 steps read.
+    Steps of another shape than the newest one's are left out.
     """
-    query = select(ExpertChunk.attempt_no, ExpertChunk.stats).where(*_overlapping(run_id, first, last))
-    rows = session.execute(query.order_by(ExpertChunk.id)).all()
-    bundles = [Arrays(stats) for _, stats in rows]
+    table = ExpertChunk
+    shape = (table.layers, table.slots, table.experts, table.top_k)
+    query = select(table.attempt_no, table.stats, *shape).where(*_overlapping(run_id, first, last))
+    rows = session.execute(query.order_by(table.attempt_no, table.id)).all()
+    rows = [row for row in rows if shape_of(row) == shape_of(rows[-1])]
+    bundles = [Arrays(row.stats) for row in rows]
     if not bundles:
         empty = np.zeros(0)
         none = np.zeros((0, 0), np.float32)

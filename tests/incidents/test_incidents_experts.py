@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agents.readings import StepRecord
-from controlplane.services import views_experts, views_incidents
+from controlplane.services import expert_windows, views_experts, views_incidents
 from controlplane.services.live import Live
 from controlplane.store import experts, steps
 from controlplane.store.engine import Store
@@ -106,11 +106,21 @@ def test_a_skewed_rank_on_a_faulty_gpu_is_sick_too(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("checksum", "lost"), [("00000000000000ab" + "0" * 48, True), ("0" * 14 + "07" + "0" * 48, False)]
+    ("checksum", "begins", "lost"),
+    [
+        ("00000000000000ab" + "0" * 48, 0.001, True),
+        ("00000000000000ab" + "0" * 48, 0.2, False),
+        ("0" * 15 + "7" + "0" * 48, 0.001, False),
+        ("sha256:no hexadecimal", 0.001, True),
+        ("sha256:no hexadecimal", 0.2, False),
+    ],
 )
-def test_a_bias_lost_at_resume_is_found_from_the_manifest_s_checksum(server: Server, checksum: str, lost: bool) -> None:
+def test_a_bias_lost_at_resume_is_found_from_the_manifest_s_checksum(
+    server: Server, checksum: str, begins: float, lost: bool
+) -> None:
     start_run(server)
-    record(server, 250)
+    spread = np.linspace(-0.2, 0.2, 32, dtype=np.float32).reshape(4, 8)
+    record(server, 250, bias=spread)
     with server.store.write() as session:
         session.add(
             Checkpoint(
@@ -120,10 +130,47 @@ def test_a_bias_lost_at_resume_is_found_from_the_manifest_s_checksum(server: Ser
     change_attempt(server, 1, state="superseded")
     names = ("node-0", "node-1")
     add_attempt(server, 2, names, resume_checkpoint_id="c", resume_step=250, first_step=251, first_step_s=1.0)
-    record(server, 251, attempt_no=2, start_bias=7)
+    record(server, 251, attempt_no=2, start_bias=7, bias=spread * np.float32(begins / 0.2))
     with server.store.read() as session:
         judged = server.rules.judge(session, server.clock.now())
     assert ("expert-bias-lost" in {finding.rule for finding in judged.findings}) == lost
+
+
+def test_a_trainer_that_tells_no_step_time_has_no_tax_and_breaks_nothing(server: Server) -> None:
+    start_run(server)
+    for step in range(201, 281):
+        record(server, step, seconds=float("nan"))
+    found = skewed(server)
+    assert found["tax"] is None and "step time does not follow it" in str(found["verdict"])
+
+
+def test_the_radius_is_of_the_attempt_s_own_steps_before_the_fault(server: Server) -> None:
+    start_run(server)
+    for step in range(1, 81):
+        record(server, step)
+    hit = fault(server, "node-1", run_id="run-1", attempt_no=1, rank=1)
+    at_s = server.clock.now() - 300 + 40
+    server.send(replace(hit, onset_s=at_s, last_clean_s=at_s - 1))
+    add_attempt(server, 2, ("node-0", "node-1"), state="superseded")
+    for step in range(20, 300):
+        record(server, step, attempt_no=2)
+    found = radius(server)
+    assert found["steps"] == [1, 41], "later steps, and another attempt's of the same numbers, are not these"
+
+
+def test_records_that_cannot_be_judged_leave_every_other_rule_at_work(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_run(server)
+    record(server, 250)
+
+    def broken(*_: object) -> None:
+        raise ValueError("no router has this")
+
+    monkeypatch.setattr(expert_windows, "of_attempt", broken)
+    server.send(fault(server, "node-1", run_id="run-1", attempt_no=1, rank=1))
+    server.check()
+    assert [one.rule for one in server.incidents()] == ["hbm-uncorrectable"]
 
 
 def test_the_summary_of_a_run_tells_of_its_ranks(server: Server) -> None:

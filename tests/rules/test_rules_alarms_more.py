@@ -86,13 +86,32 @@ def test_a_bias_lost_at_resume_is_known_by_its_checksum() -> None:
 
 
 def test_a_bias_lost_at_resume_is_known_by_its_size_without_a_checksum() -> None:
-    before = np.full((LAYERS, EXPERTS), 0.3, np.float32)
-    assert "expert-bias-lost" in told(resumed(0.001, before=before))
-    assert "expert-bias-lost" not in told(resumed(0.29, before=before))
-    assert "expert-bias-lost" not in told(resumed(0.0, before=np.zeros((LAYERS, EXPERTS), np.float32)))
+    before, zero = np.full((LAYERS, EXPERTS), 0.3, np.float32), np.zeros((LAYERS, EXPERTS), np.float32)
+    finding = told(resumed(0.2, before=before, begun=before / 300))["expert-bias-lost"]
+    assert "up to 0.3" in finding.sentence, "however far they have come since"
+    assert "expert-bias-lost" not in told(resumed(0.29, before=before, begun=before * 0.97))
+    assert "expert-bias-lost" not in told(resumed(0.0, before=zero, begun=zero))
     blind = alarms.judge(resumed(0.0), BOOK)
     assert "expert-bias-lost" in {subject.rule for subject in blind.unknown}, "there is nothing to tell by"
     assert "expert-bias-lost" not in told(window(FAIR)), "the first attempt has resumed nothing"
+
+
+def test_checksums_of_two_layouts_do_not_cry_where_the_biases_went_on() -> None:
+    before = np.linspace(-0.3, 0.3, LAYERS * EXPERTS, dtype=np.float32).reshape(LAYERS, EXPERTS)
+    hashes = {"start_bias": 7, "checkpoint_bias": 8, "before": before}
+    assert "expert-bias-lost" not in told(resumed(0.2, begun=before + np.float32(1e-4), **hashes))
+    one = before.copy()
+    one[2] = 0
+    assert told(resumed(0.2, begun=one, **hashes))["expert-bias-lost"].evidence["layers"] == [2]
+
+
+def test_a_controller_that_answers_a_step_late_is_not_called_inverted() -> None:
+    swing = np.ones((STEPS, LAYERS, EXPERTS))
+    swing[::2, :, :8] += 3
+    swinging = window(swing)
+    error = np.sign(load_error(swinging.counts, EXPERTS))
+    late = np.concatenate([error[:1], error[:-1]])
+    assert "feeds" not in str(told(replace(swinging, bias=np.cumsum(-1e-3 * late, axis=0).astype(np.float32))))
 
 
 def test_tokens_in_the_skip_slot_are_told() -> None:

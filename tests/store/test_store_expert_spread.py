@@ -89,3 +89,22 @@ def test_what_is_stored_comes_back() -> None:
     assert [one.key for one in back] == [one.key for one in steps]
     assert effect(back[0]) == pytest.approx(effect(steps[0]), rel=1e-6)
     assert back[2].spread is None and back[2].facts is None
+
+
+def test_a_node_that_told_and_one_that_did_not_are_of_one_measure() -> None:
+    """Half of the ranks are duplicates that write zeros; the agents tell their spreads in different steps."""
+    found = []
+    for step in range(60):
+        ranks = drawn(step, 1)
+        ranks[::2] = 0
+        parts = []
+        for node, told in ((ranks[:4], True), (ranks[4:], False)):
+            rows = [array("I", rank.ravel().tolist()).tobytes() for rank in node]
+            spread = rank_sums.spread(rows, META)
+            if not told:
+                spread[:LAYERS] = array("d", [float("nan")] * LAYERS)
+            values = ("run", 1, 1, step, 1.0 + step, 4, LAYERS, EXPERTS, EXPERTS, 1, 4096, 0)
+            counts, bias = array("I", rank_sums.summed(rows)), array("f", [0.0] * LAYERS * EXPERTS)
+            parts.append(ExpertStep.of(ExpertRecord(*values, counts, bias, spread=spread)))
+        found.append(effect(summed(parts)))
+    assert np.mean(found) == pytest.approx(1.0, rel=0.15)

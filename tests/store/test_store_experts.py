@@ -209,3 +209,17 @@ def test_step_records_keep_each_rank_and_survive_merging(store: Store) -> None:
     assert some.loss[1] == 9.0
     assert np.isnan(some.loss[2])
     assert some.data_position.tolist() == [3 * 2048, 3 * 2048, 4 * 2048, 4 * 2048]
+
+
+def test_statistics_of_a_run_whose_shape_changed_are_the_newest_shape_s(sqlite_store: Store) -> None:
+    write(sqlite_store, [record(step) for step in range(1, 9)])
+    write(sqlite_store, [record(step, 2, Shape(5, 5, 4, 1)) for step in range(9, 17)])
+    with sqlite_store.read() as session:
+        found = experts.read_statistics(session, "run-1", ("cv",))
+    assert found.values["cv"].shape == (5, 8) and found.step.tolist() == list(range(9, 17))
+
+
+def test_a_window_reaches_further_back_where_steps_were_lost(sqlite_store: Store) -> None:
+    write(sqlite_store, [record(step) for step in range(1, 200) if step % 10])
+    with sqlite_store.read() as session:
+        assert experts.recent(session, "run-1", limit=64)[0].step == 129
