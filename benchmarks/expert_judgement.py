@@ -74,8 +74,8 @@ class Judged:
     steps: int = 0
 
     def first(self, rule: str) -> int | None:
-        """The first step after the plant at which it fired."""
-        return next((step for step in self.fired.get(rule, ()) if step > self.recipe.onset), None)
+        """The first step from the plant on at which it fired."""
+        return next((step for step in self.fired.get(rule, ()) if step >= self.recipe.onset), None)
 
     def episodes(self, rule: str) -> int:
         """Times that it began to fire."""

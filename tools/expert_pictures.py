@@ -22,7 +22,7 @@ from controlplane.rules.expert_ranks import rank_loads, skew
 
 FOLDER = Path("docs/pictures/statistics")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 150, 44, 8, 20, 24
-SEED, STEPS, WINDOW, EVERY = 3, 1100, 64, 4
+SEED, STEPS, WINDOW, EVERY = 5, 1100, 64, 4
 EXPERTS, RANKS = corpus.SHAPE.num_experts, corpus.RANKS
 HEALTHY_COLOUR, PLANTED_COLOUR, QUIET = "#2f8f83", "#c8553d", "#8a8f98"
 Run = Mapping[str, NDArray[Any]]
