@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from agents.probe.attach import AttachError, attach
+from agents.probe.frameworks.megatron import group_sizes, outermost
+from controlplane.rules.expert_ranks import home
 from tests.records import Page, Records
 
 moe_utils.te_general_gemm = None
@@ -179,3 +181,43 @@ def test_recomputation_is_counted_once(records: Records) -> None:
 def test_a_layer_that_is_not_among_the_numbers_is_an_error(records: Records) -> None:
     with pytest.raises(AttachError, match="not among"):
         attach(Stage(config(), [1, 2]))
+
+
+def test_experts_lie_on_ranks_as_the_control_plane_reads_the_sizes_told() -> None:
+    """Against Megatron's own generator of expert ranks, whose tensor parallelism is the experts' own."""
+    shape = config(
+        num_attention_heads=4,
+        add_bias_linear=False,
+        tensor_model_parallel_size=4,
+        expert_tensor_parallel_size=2,
+        expert_model_parallel_size=4,
+        pipeline_model_parallel_size=2,
+        pipeline_dtype=torch.float32,
+        moe_layer_freq=[0, 1, 1, 0, 1, 1],
+        sequence_parallel=True,
+    )
+    told = group_sizes(shape)
+    assert told == {"expert_parallel": 4, "tensor_parallel": 2, "pipeline_parallel": 2}
+    ranks = parallel_state.RankGenerator(tp=2, ep=4, dp=2, pp=2, cp=1, order="tp-cp-ep-dp-pp")
+    for group in ranks.get_ranks("ep"):
+        homes = [home(rank, 32, 8, 4, (4, 2, 2)) for rank in group]
+        assert [one and one.experts for one in homes] == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    for group in ranks.get_ranks("pp"):
+        assert [one and one.layers for one in (home(rank, 32, 8, 4, (4, 2, 2)) for rank in group)] == [(0, 1), (2, 3)]
+        assert outermost(group, 32)
+    other = parallel_state.RankGenerator(tp=2, ep=4, dp=2, pp=2, cp=1, order="tp-cp-ep-pp-dp")
+    assert not any(outermost(group, 32) for group in other.get_ranks("pp"))
+
+
+@pytest.mark.parametrize(
+    "uneven",
+    [
+        {"virtual_pipeline_model_parallel_size": 3},
+        {"num_layers_in_first_pipeline_stage": 2, "moe_layer_freq": 1},
+        {"moe_layer_freq": [0, 1, 1, 1, 1, 1]},
+    ],
+)
+def test_no_sizes_are_told_where_a_stage_is_no_even_share(uneven: dict[str, Any]) -> None:
+    staged = {"pipeline_model_parallel_size": 2, "pipeline_dtype": torch.float32, "moe_layer_freq": 1}
+    assert group_sizes(config(**staged))["pipeline_parallel"] == 2
+    assert group_sizes(config(**(staged | uneven))) == {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.probe.counting import MAP, Forward
+from agents.probe.facts import Facts, Gauge
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import AtMoment, Options, Reader, Replaced, Router, made_by
 
@@ -112,6 +113,9 @@ class MegatronMaps(Tapped):
         for tap in self.counter.taps:
             tap.pick = _map_without_padding
 
+    def gauge(self, facts: Facts, router: Router) -> Gauge:
+        return Gauge(facts, router)  # probabilities and a map: no logits
+
 
 def _map_without_padding(call: Forward) -> Tensor:
     """`padding_mask` is True where a token is padding, as Megatron's own counter takes it."""
@@ -120,9 +124,51 @@ def _map_without_padding(call: Forward) -> Tensor:
     return chosen if padding is None else chosen & ~padding.reshape(-1, 1)
 
 
+_UNEVEN = (
+    "virtual_pipeline_model_parallel_size",
+    "pipeline_model_parallel_layout",
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+)
+"""Of the configuration: what makes a stage's layers other than an even, contiguous share."""
+
+
+def outermost(ranks: Sequence[int], world: int) -> bool:
+    """Whether the stages are the outermost groups, given the global ranks of one pipeline (Megatron's order "…-pp")."""
+    return len(ranks) < 2 or ranks[1] - ranks[0] == world // len(ranks)
+
+
+def _stages_outermost() -> bool:
+    state: Any = sys.modules.get("megatron.core.parallel_state")
+    if state is None or not state.model_parallel_is_initialized():
+        return True
+    ranks = torch.distributed.get_process_group_ranks(state.get_pipeline_model_parallel_group())
+    return outermost(ranks, torch.distributed.get_world_size())
+
+
+def group_sizes(config: Any) -> dict[str, int]:
+    """The sizes of the groups over which experts and their layers lie, to be read as RingMeta says. None of them if the
+    layers do not lie there as it says: in even, contiguous shares, a mixture as many times in each stage."""
+    stages = getattr(config, "pipeline_model_parallel_size", 1) or 1
+    if stages > 1:
+        depth, over = divmod(config.num_layers, stages)
+        held = [sum(number // max(depth, 1) == stage for number in _moe_layers(config)) for stage in range(stages)]
+        if over or len(set(held)) > 1 or any(getattr(config, name, None) for name in _UNEVEN):
+            return {}
+        if not _stages_outermost():
+            return {}
+    whole = getattr(config, "tensor_model_parallel_size", 1) or 1
+    return {
+        "expert_parallel": getattr(config, "expert_model_parallel_size", 1) or 1,
+        "tensor_parallel": getattr(config, "expert_tensor_parallel_size", None) or whole,
+        "pipeline_parallel": stages,
+    }
+
+
 def _describe(reader: Reader, module: Any) -> None:
     config = module.config
     reader.layers = reader.layers if reader.layers is not None else _moe_layers(config)
     reader.duplicate = reader.duplicate or _is_copy(module)
-    for kind in ("expert", "tensor", "pipeline"):
-        reader.parallel.setdefault(f"{kind}_parallel", getattr(config, f"{kind}_model_parallel_size", 1) or 1)
+    reader.parallel = group_sizes(config) | reader.parallel

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from agents.probe.counting import local
 from agents.probe.frameworks.routers import (
     AtMoment,
     Options,
     Reader,
     Router,
-    local,
     made_by,
     named,
     number_of,
@@ -60,8 +59,7 @@ class Torchtitan(AtMoment):
     def __init__(self, routers: Sequence[Router], options: Options) -> None:
         super().__init__(routers, options)
         self._hook: Any = None
-        self._grows = all(getattr(router.module, "load_balance_coeff", None) is None for router in routers)
-        self._before: Tensor | None = None
+        self._ours = all(getattr(router.module, "load_balance_coeff", None) is None for router in routers)
         placements = getattr(counter_of(routers[0].module), "placements", ())
         mesh = getattr(counter_of(routers[0].module), "device_mesh", None)
         for place, name in zip(placements, getattr(mesh, "mesh_dim_names", None) or (), strict=False):
@@ -76,18 +74,24 @@ class Torchtitan(AtMoment):
     def install(self, counts: Tensor) -> None:
         super().install(counts)
         self._hook = register_optimizer_step_pre_hook(lambda *_: self.moment())
-        if self._grows:
-            self._before = torch.stack([local(cast(Tensor, self.counter_of(r.module))) for r in self.routers])
+        if self._ours:
+            self._reset()
 
     def counter_of(self, module: nn.Module) -> Tensor | None:
         return counter_of(module)
 
     def take(self, counted: Tensor | None) -> None:
-        """Without balancing nobody resets the counters: a step is what they grew by."""
-        if counted is not None and self._before is not None:
-            grown = torch.where(counted >= self._before, counted - self._before, counted)
-            self._before, counted = counted, grown
+        """Without balancing torchtitan neither reads the counters nor resets them, and past 2^24 tokens a float32 does
+        not count exactly: then they are reset here."""
         super().take(counted)
+        if counted is not None and self._ours:
+            self._reset()
+
+    def _reset(self) -> None:
+        for router in self.routers:
+            counter = self.counter_of(router.module)
+            if counter is not None:
+                local(counter).zero_()
 
     def close(self) -> None:
         if self._hook is not None:
