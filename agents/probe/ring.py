@@ -194,12 +194,12 @@ class RingReader:
         if not all(isinstance(size, int) and size > 0 for size in shape):
             raise RingError(f"{name} holds records of an impossible shape {shape}")
         self.array_bytes = self.meta.array_bytes
-        self._no_facts = struct.pack("<f", math.nan) * (self.meta.facts_bytes // 4)
         size = os.fstat(self._file).st_size
         if self.slot_bytes < self.meta.record_bytes or size < PAGE + self.slots * self.slot_bytes:
             raise RingError(f"{name} is shorter than it says")
         if self.slots < 1:
             raise RingError(f"{name} has no slots")
+        self._no_facts = struct.pack("<f", math.nan) * (self.meta.facts_bytes // 4)
 
     def _at(self, offset: int, size: int) -> bytes:
         return os.pread(self._file, size, offset)

@@ -29,20 +29,25 @@ class Waker:
         self._path = wake_path(runtime_dir)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
+        self._connected = False
 
     def wake(self) -> None:
         """Never blocks and never raises: an absent, slow or full agent finds the records at its next look."""
-        try:
-            self._socket.send(b"")
-        except BlockingIOError:
-            return
-        except OSError:  # not connected yet, or to an agent that has ended
-            self._connect()
+        if self._connected:
+            try:
+                self._socket.send(b"")
+                return
+            except BlockingIOError:
+                return
+            except OSError:  # the agent has ended
+                self._connected = False
+        self._connect()
 
     def _connect(self) -> None:
-        """Once an agent, so that a tap looks up no path."""
+        """Once an agent, so that a tap looks up no path; one refused call a tap while there is none."""
         try:
             self._socket.connect(self._path)
+            self._connected = True
             self._socket.send(b"")
         except OSError:
             return
