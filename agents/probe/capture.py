@@ -42,8 +42,8 @@ class Probe:
     """Writes already counted loads: counts uint32 and biases float32, both [layers, slots], C-contiguous, in anything
     that offers the buffer protocol (a NumPy array; a CPU tensor's `.numpy()`).
 
-    experts and top_k are the router's; `expert_parallel`, `tensor_parallel` (of the experts) and `pipeline_parallel` the
-    sizes of the trainer's groups, so that a load can be told of a rank; leave all at 1 where experts lie in another way
+    experts and top_k are the router's; `expert_parallel`, `tensor_parallel` (of the experts) and `pipeline_parallel`
+    the sizes of the trainer's groups, so that a load can be told of a rank; leave all at 1 where experts lie otherwise
     than ring.RingMeta says; start_bias: there too. Every rank writes, also one whose
     counts another tells already: such a rank writes zeros.
 

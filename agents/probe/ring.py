@@ -48,8 +48,8 @@ class RingMeta:
     """Whose records a ring holds, and their shape. `created_ns` tells a ring from a later one of the same name.
 
     A pipeline's stages all write the whole model's shape, rows of NaN biases where a layer is another stage's. The
-    three `…_parallel` are sizes of the trainer's groups, 1 without; `tensor_parallel` is that of the experts, since they
-    say on which ranks experts lie: stage rank ÷ (world ÷ pipeline), and in it the block of experts
+    three `…_parallel` are sizes of the trainer's groups, 1 without; `tensor_parallel` is that of the experts, since
+    they say on which ranks experts lie: stage rank ÷ (world ÷ pipeline), and in it the block of experts
     (rank mod (world ÷ pipeline)) ÷ tensor mod expert, with layers in even, contiguous shares. `start_bias` is the head
     of the SHA-256 of the biases at the trainer's start, 0 if it does not know.
     """
