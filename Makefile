@@ -44,7 +44,8 @@ lint: setup  ## style, types, import contracts
 bench:  ## figures, one JSON line each: make bench NAME=spine
 	@$(PYTHON) tools/install.py --requirements requirements/bench.txt
 	@$(if $(filter kube,$(NAME)),$(PYTHON) tools/kube.py $(CLUSTER) > /dev/null)
-	@programs=$$($(if $(filter agent,$(NAME)),$(RUN) tools/programs.py TRIMTAB_AMDSMI CC)) && eval "$$programs" && $(RUN) -m benchmarks.$(subst -,_,$(NAME)) $(ARGS)
+	@$(if $(filter probe,$(NAME)),$(PYTHON) tools/frameworks.py install loggers)
+	@programs=$$($(if $(filter agent,$(NAME)),$(RUN) tools/programs.py TRIMTAB_AMDSMI CC)$(if $(filter probe,$(NAME)),$(RUN) tools/programs.py TRIMTAB_CHROMIUM)) && eval "$$programs" && $(RUN) -m benchmarks.$(subst -,_,$(NAME)) $(ARGS)
 
 corpus: setup  ## train the labelled runs that the expert alarms are judged on, once (about 40 minutes on 2 cores)
 	@$(RUN) -m benchmarks.corpus $(ARGS)

@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx2
 
-from benchmarks import agent_cost, ingest, probe
+from benchmarks import agent_cost, ingest, probe_caller
 from controlplane.cli.demo import Demo
 from controlplane.client import Client
 
@@ -157,7 +157,7 @@ def _median(values: list[float]) -> float | None:
 def run() -> list[Line]:
     """Every figure of the spine."""
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
-        return [*probe.run(), *agent_cost.run(), *ingest.run(), *product(Path(folder))]
+        return [*probe_caller.run(), *agent_cost.run(), *ingest.run(), *product(Path(folder))]
 
 
 def main() -> int:

@@ -2,7 +2,8 @@
 
 The frameworks do not agree on what they need beside them, so each has its own environment below .cache/frameworks, from
 a hash-pinned requirements/frameworks-*.txt. torch and what it brings are not installed again: a path file leads to
-.venv's packages, behind the environment's own. `make test-frameworks` runs `run`, `make lock` runs `lock`.
+.venv's packages, behind the environment's own. `make test-frameworks` runs `run`, `make lock` runs `lock`. The loggers
+of a bench have such an environment as well, which `install` makes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ GROUPS = {
     "olmo_core": ["ai2-olmo-core==3.0.0"],
     "automodel": ["nemo-automodel==0.7.0"],
 }
+LOGGERS = {"loggers": ["mlflow-skinny==3.17.2", "tensorboard==2.20.0", "trackio==0.43.0", "wandb==0.31.0"]}
+"""What `make bench NAME=probe` measures beside ours, about 350 MB. They stay apart from .venv too: they bring uvloop,
+which the server takes when it is there, and no bench would measure what is shipped."""
 FROM_THE_PROJECT = ("cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "nvidia-", "torch", "triton")
 """What .venv has already; a name that ends in - is a prefix"""
 
@@ -42,7 +46,7 @@ def lock(group: str) -> None:
     """Resolves one group beside torch 2.13 and pins all but what the project's own environment brings."""
     command = [str(find_uv()), "pip", "compile", "-q", "-", "--universal", "--python-version", "3.11"]
     command += ["--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header"]
-    wanted = "\n".join([*GROUPS[group], "torch>=2.13,<2.14"])
+    wanted = "\n".join([*(GROUPS | LOGGERS)[group], "torch>=2.13,<2.14"])
     environment = uv_environment()
     plain = subprocess.run(command, input=wanted, text=True, cwd=ROOT, env=environment, check=True, stdout=-1).stdout
     names = {line.split("==")[0] for line in plain.splitlines() if "==" in line and not line.startswith(" ")}
@@ -100,17 +104,21 @@ def test(group: str, arguments: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["run", "lock"])
-    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; all, unless named")
+    parser.add_argument("what", choices=["run", "lock", "install"])
+    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS | LOGGERS)}; run tests all frameworks")
     parser.add_argument("--pytest", default="", help="more arguments for pytest, as one: --pytest='-k padding'")
     options = parser.parse_args()
-    groups = options.groups or list(GROUPS)
-    if unknown := set(groups) - set(GROUPS):
+    groups = options.groups or list(GROUPS if options.what == "run" else GROUPS | LOGGERS)
+    if unknown := set(groups) - set(GROUPS if options.what == "run" else GROUPS | LOGGERS):
         parser.error(f"no such group: {', '.join(sorted(unknown))}")
     try:
         if options.what == "lock":
             for group in groups:
                 lock(group)
+            return 0
+        if options.what == "install":
+            for group in groups:
+                install(group)
             return 0
         return max(test(group, options.pytest.split()) for group in groups)
     except SetupError as error:
