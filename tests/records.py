@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from agents.probe.attach import AttachedProbe
 from agents.probe.ring import RingReader, RingRecord
+from agents.readings import LAYER_FACTS
 
 
 class Records:
@@ -37,6 +38,10 @@ class Records:
 
     def bias(self, record: RingRecord, rank: int = 0) -> NDArray[np.float32]:
         return np.frombuffer(record.bias, np.float32).reshape(self.reader(rank).meta.layers, -1)
+
+    def facts(self, record: RingRecord, rank: int = 0) -> NDArray[np.float32]:
+        """[len(LAYER_FACTS), layers]"""
+        return np.frombuffer(record.facts, np.float32).reshape(len(LAYER_FACTS), self.reader(rank).meta.layers)
 
 
 class Page:

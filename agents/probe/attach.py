@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.probe.capture import Probe
+from agents.probe.facts import say_what_is_unknown
 from agents.probe.frameworks.automodel import AutomodelLoads
 from agents.probe.frameworks.buffers import Buffers
 from agents.probe.frameworks.deepspeed import DeepSpeed
@@ -119,6 +120,8 @@ class AttachedProbe:
             else:
                 lane = DeviceLane(device)
                 self._sender = DeviceSender(self._probe, reader, shape, rows, device=device, lane=lane, every=every)
+            if options.facts_every:
+                say_what_is_unknown(reader.facts, reader.framework)
         except BaseException:
             self._probe.close()
             raise
@@ -174,6 +177,7 @@ def attach(
     expert_parallel: int | None = None,
     tensor_parallel: int | None = None,
     pipeline_parallel: int | None = None,
+    facts_every: int = 0,
 ) -> AttachedProbe:
     """A probe on every router of `model` (or of its pipeline parts), in order of depth; call it after a checkpoint is
     loaded, so that the biases which the run begins with are known. Inert without TRIMTAB_HEARTBEAT_DIR.
@@ -182,7 +186,8 @@ def attach(
     `first_layer` the first one's place here, or `layers` is the list of all their numbers as the modules' names have
     them (Megatron tells by itself). `duplicate` marks a rank whose tokens another one reports. `routers` (a regular
     expression over module names), `experts` and `top_k` describe routers that no reader knows. `every` copies from a
-    device only every so many steps. The sizes of the parallel groups are noted with the run.
+    device only every so many steps. The sizes of the parallel groups are noted with the run. `facts_every` n measures
+    the routers' logits in the first step and every n-th after it, where they are seen; 0 never (facts.py).
 
     Raises AttachError when there is no router, with all that was looked for.
     """
@@ -193,5 +198,5 @@ def attach(
         "pipeline_parallel": pipeline_parallel,
     }
     parallel = {name: size for name, size in sizes.items() if size is not None}
-    options = Options(layers, first_layer, routers, experts, top_k, duplicate, parallel)
+    options = Options(layers, first_layer, routers, experts, top_k, duplicate, parallel, max(0, facts_every))
     return AttachedProbe(models, framework, options, every)

@@ -13,7 +13,7 @@ without), but none that happen inside a backward pass: those are recomputations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,9 +22,15 @@ from torch import Tensor, nn
 INDEX, MAP, COUNTS = 0, 1, 2
 """What a tap takes: int [..., K] chosen slots, bool [..., S] a map of them, or [S] counts of this forward."""
 
-_inside_backward = torch._C._current_graph_task_id  # -1 outside of a backward pass
+inside_backward = torch._C._current_graph_task_id
+"""-1 outside of a backward pass."""
 _NOTHING: Any = object()
 _compiled = [False]  # whether any compiled graph has ever counted
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be distributed."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _add(row: Tensor, picked: Tensor, kind: int, kept: Tensor | None) -> None:
@@ -46,7 +52,7 @@ def _add(row: Tensor, picked: Tensor, kind: int, kept: Tensor | None) -> None:
 def count(picked: Tensor, row: Tensor, kind: int, kept: Tensor | None) -> None:
     """The tap inside a compiled graph; opaque to the compiler, so it can ask at run time whether this is a backward."""
     _compiled[0] = True
-    if _inside_backward() == -1:
+    if inside_backward() == -1:
         _add(row, picked, kind, kept)
 
 
@@ -72,6 +78,8 @@ class Tap:
         self.compiled_row = torch.zeros(counter.slots, dtype=torch.int32, device=counter.counts.device)
         self.pick: Callable[[Forward], Tensor] | None = None
         """In place of a search of the output: from the call to what was chosen, of the counter's kind."""
+        self.gauge: Any = None
+        """facts.Gauge, where the counter has `facts`."""
 
     def read(self, call: Forward) -> tuple[int, Tensor, int | None]:
         """What was chosen, its kind, and its place if that is all there is to know. Keeps nothing, since it is traced
@@ -104,6 +112,8 @@ def _count_traced(call: Forward) -> None:
     tap: Tap = call.module._trimtab
     kind, picked, _ = tap.read(call)
     count(picked, tap.compiled_row, kind, tap.counter.kept)
+    if tap.gauge is not None:
+        tap.gauge.add(call, tap.counter.kept)
 
 
 def _forward_of(counter: Counter, base: type) -> Callable[..., Any]:
@@ -112,7 +122,8 @@ def _forward_of(counter: Counter, base: type) -> Callable[..., Any]:
     forward = base.forward  # type: ignore[attr-defined]  # of an nn.Module
     ran, chose = counter.ran.append, counter.chosen.append
     last, flush = counter.modules[-1], counter.flush
-    inside_backward, compiling = _inside_backward, torch.compiler.is_dynamo_compiling
+    outside, compiling = inside_backward, torch.compiler.is_dynamo_compiling
+    facts = counter.facts
     at: int | None = None
 
     def tapped(self: Any, given: Any = _NOTHING, *more: Any, **named: Any) -> Any:
@@ -125,13 +136,15 @@ def _forward_of(counter: Counter, base: type) -> Callable[..., Any]:
         if self.training:
             if compiling():
                 _count_traced(Forward(self, output, more or (given,), named))
-            elif inside_backward() == -1:
+            elif outside() == -1:
                 if at is not None:
                     chose(output[at])
                 else:
                     counter.kind, picked, at = self._trimtab.read(Forward(self, output, more or (given,), named))
                     chose(picked)
                 ran(self)
+                if facts is not None and facts.computing:
+                    self._trimtab.gauge.add(Forward(self, output, more or (given,), named), counter.kept)
                 if self is last:
                     flush()
         return output
@@ -176,6 +189,8 @@ class Counter:
         self.counts = counts
         self.rows, self.slots = counts.shape
         self.kind = INDEX
+        self.facts: Any = None
+        """facts.Facts, set before `begin` where they are asked for; then every tap has its gauge."""
         self.kept: Tensor | None = None
         """int32 [T], 0 where a token of the forward to come is padding, or None."""
         self.ran: list[nn.Module] = []
@@ -254,7 +269,8 @@ class Counter:
         self.collect()
         before = self.counts.clone()
         try:
-            yield
+            with nullcontext() if self.facts is None else self.facts.paused():
+                yield
         finally:
             self.collect()
             self.counts.copy_(before)

@@ -12,26 +12,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from agents.probe.capture import Probe
 from agents.probe.frameworks.routers import Biases, Reader
+from agents.readings import LAYER_FACTS
 
 SCALARS = ("loss", "grad_norm", "step_seconds", "learning_rate")
 BUFFERS = 4
 
 
 class Frame:
-    """One step of the whole model, [layers, S]: zeros and NaN for layers that this process does not hold."""
+    """One step of the whole model, [layers, S], perhaps with LAYER_FACTS [3, layers]: zeros and NaN for layers that
+    this process does not hold."""
 
-    def __init__(self, counts: Tensor, bias: Tensor, rows: Sequence[int]) -> None:
-        self.counts, self.bias = counts, bias
+    def __init__(self, counts: Tensor, bias: Tensor, rows: Sequence[int], facts: Tensor | None = None) -> None:
+        self.counts, self.bias, self.facts = counts, bias, facts
         counts.zero_()
         bias.fill_(float("nan"))
+        if facts is not None:
+            facts.fill_(float("nan"))
         first, held = rows[0], len(rows)
+        self._held = slice(first, first + held)
         if list(rows) == list(range(first, first + held)):
             self.held_counts, self.held_bias = counts[first : first + held], bias[first : first + held]
             self.rows: Tensor | None = None
@@ -48,6 +53,17 @@ class Frame:
             self.counts.index_copy_(0, self.rows, self.held_counts)
             self.bias.index_copy_(0, self.rows, self.held_bias)
 
+    def tell(self, reader: Reader) -> bool:
+        """Puts the reader's facts of this step in their columns; False if it has none, or another rank tells them."""
+        told = None if reader.facts is None or reader.duplicate else reader.facts.take()
+        if told is None or self.facts is None:
+            return False
+        if self.rows is None:
+            self.facts[:, self._held] = told
+        else:
+            self.facts.index_copy_(1, self.rows, told)
+        return True
+
 
 class HostSender:
     """Writes the record of a step when the step is told."""
@@ -55,7 +71,9 @@ class HostSender:
     def __init__(self, probe: Probe, reader: Reader, shape: tuple[int, int], rows: Sequence[int]) -> None:
         self.probe, self.reader = probe, reader
         self.biases = Biases(reader.routers)
-        self.frame = Frame(torch.empty(shape, dtype=torch.int32), torch.empty(shape), rows)
+        facts = torch.empty((len(LAYER_FACTS), shape[0]))
+        self.frame = Frame(torch.empty(shape, dtype=torch.int32), torch.empty(shape), rows, facts)
+        self._facts = facts.numpy()
         self._counts, self._bias = self.frame.counts.numpy(), self.frame.bias.numpy()
         self._none = torch.zeros(shape, dtype=torch.int32).numpy() if reader.duplicate else None
         self._first, self._top_k = rows[0], reader.routers[0].top_k
@@ -71,7 +89,8 @@ class HostSender:
                 frame.spread()
             if self._none is None:
                 routed = int(self._counts[self._first].sum()) // self._top_k
-                self.probe.write(step, self._counts, self._bias, routed=routed, **scalars)
+                facts = self._facts if reader.facts is not None and frame.tell(reader) else None
+                self.probe.write(step, self._counts, self._bias, routed=routed, **{"facts": facts, **scalars})
             else:
                 self.probe.write(step, self._none, self._bias, **scalars)
         finally:
@@ -109,6 +128,15 @@ class DeviceLane:
         return event
 
 
+class _Told(NamedTuple):
+    """What the caller said of a step: scalars known at once and those that travel; whether there are facts."""
+
+    step: int
+    scalars: dict[str, Any]
+    late: list[str]
+    facts: bool
+
+
 @dataclass
 class _Buffer:
     """`every` steps on the device, the same in host memory, and what the caller said of each."""
@@ -117,7 +145,7 @@ class _Buffer:
     host: Tensor
     frames: list[Frame]
     scalars: list[Tensor]
-    told: list[tuple[int, dict[str, Any], list[str]]] = field(default_factory=list)
+    told: list[_Told] = field(default_factory=list)
     event: Any = None
 
 
@@ -138,6 +166,7 @@ class DeviceSender:
         self.probe, self.reader, self.lane, self.shape = probe, reader, lane, shape
         self.biases = Biases(reader.routers)
         self._size = shape[0] * shape[1]
+        self._facts_at = 2 * self._size + len(SCALARS)
         self._first, self._top_k = rows[0], reader.routers[0].top_k
         self._free = deque(self._make(every, rows, device) for _ in range(BUFFERS))
         self._away: deque[_Buffer] = deque()
@@ -146,14 +175,18 @@ class DeviceSender:
         reader.install(torch.zeros((len(rows), shape[1]), dtype=torch.int32, device=device))
 
     def _make(self, every: int, rows: Sequence[int], device: torch.device) -> _Buffer:
-        size = self._size
-        flat = torch.empty((every, 2 * size + len(SCALARS)), dtype=torch.int32, device=device)
-        frames = []
-        for line in flat:
-            bias = line[size : 2 * size].view(torch.float32).view(self.shape)
-            frames.append(Frame(line[:size].view(self.shape), bias, rows))
-        scalars = [line[2 * size :].view(torch.float32) for line in flat]
-        return _Buffer(flat, self.lane.host((every, 2 * size + len(SCALARS))), frames, scalars)
+        width = self._facts_at + (len(LAYER_FACTS) * self.shape[0] if self.reader.options.facts_every else 0)
+        flat = torch.empty((every, width), dtype=torch.int32, device=device)
+        parts = [self._parts(line) for line in flat]
+        frames = [Frame(counts, bias, rows, facts) for counts, bias, _, facts in parts]
+        return _Buffer(flat, self.lane.host((every, width)), frames, [scalars for _, _, scalars, _ in parts])
+
+    def _parts(self, line: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Counts, biases, scalars and, where they were asked for, facts: views of one step's int32 numbers."""
+        size, at = self._size, self._facts_at
+        reals = line.view(torch.float32)
+        facts = reals[at:].view(len(LAYER_FACTS), -1) if len(line) > at else None
+        return line[:size].view(self.shape), reals[size : 2 * size].view(self.shape), reals[2 * size : at], facts
 
     def send(self, step: int, scalars: dict[str, Any]) -> None:
         """Takes one step on the device and starts its copy; writes what has arrived of earlier steps."""
@@ -184,7 +217,7 @@ class DeviceSender:
         for name in late:  # a number on the device travels with the counts: asking for it here would wait
             buffer.scalars[at][SCALARS.index(name)].copy_(scalars[name].detach().reshape(()), non_blocking=True)
         known = {name: value for name, value in scalars.items() if name not in late}
-        buffer.told.append((step, known, late))
+        buffer.told.append(_Told(step, known, late, frame.tell(self.reader)))
 
     def _start(self, buffer: _Buffer) -> None:
         buffer.event = self.lane.bring(buffer.host, buffer.device)
@@ -198,19 +231,18 @@ class DeviceSender:
                 buffer.event.synchronize()
             elif not buffer.event.query():
                 return
-            for at, (step, scalars, late) in enumerate(buffer.told):
-                self._write(buffer, at, step, scalars, late)
+            for at, told in enumerate(buffer.told):
+                self._write(buffer.host[at], told)
             buffer.told.clear()
             self._free.append(self._away.popleft())
 
-    def _write(self, buffer: _Buffer, at: int, step: int, scalars: dict[str, Any], late: list[str]) -> None:
-        line, size = buffer.host[at], self._size
-        counts = line[:size].view(self.shape).numpy()
-        bias = line[size : 2 * size].view(torch.float32).view(self.shape).numpy()
-        values = line[2 * size :].view(torch.float32)
-        arrived: dict[str, Any] = {name: float(values[SCALARS.index(name)]) for name in late}
+    def _write(self, line: Tensor, told: _Told) -> None:
+        counts, bias, scalars, facts = self._parts(line)
+        arrived: dict[str, Any] = {name: float(scalars[SCALARS.index(name)]) for name in told.late}
+        if facts is not None and told.facts:
+            arrived["facts"] = facts.numpy()
         routed = int(counts[self._first].sum()) // self._top_k
-        self.probe.write(step, counts, bias, routed=routed, **scalars, **arrived)
+        self.probe.write(told.step, counts.numpy(), bias.numpy(), routed=routed, **told.scalars, **arrived)
 
     def close(self) -> None:
         """Waits for what is on its way and writes it."""

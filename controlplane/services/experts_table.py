@@ -92,7 +92,8 @@ def _window(session: Session, live: Live, run_id: str, step: int | None) -> list
 def _with_facts(window: Sequence[ExpertStep]) -> ExpertStep | None:
     """The newest step of the window whose router facts are known: a trainer may measure every n-th only."""
     shape = window[-1].shape
-    return next((one for one in reversed(window) if one.facts is not None and one.shape == shape), None)
+    alike = (one for one in reversed(window) if one.shape == shape)
+    return next((one for one in alike if one.facts is not None and np.isfinite(one.facts).any()), None)
 
 
 def _layers(seen: Picture, told: ExpertStep | None) -> list[Json]:

@@ -53,7 +53,8 @@ def api(_migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for step in range(500, 520):
         one = replace(record(step, run_id="run-2"), counts=np.full((3, 5), 300, np.uint32))
         one.counts[1, 2] = 0
-        dying.append(one)
+        facts = np.array([[30.5, 31.5, 32.5], [np.nan, 0.125, 0.25], [np.nan] * 3], np.float32)
+        dying.append(replace(one, facts=facts) if step == 510 else one)
     write(store, dying)
     with serving(store, folder) as made:
         yield made
@@ -103,6 +104,18 @@ def test_show_has_the_words_a_row_a_layer_and_the_experts_of_one(ask: Ask) -> No
     assert [line.split()[0] for line in lines] == ["0", "1", "2", "3", "skip"]
     assert "1.33" in lines[0] and lines[2].endswith("dead") and "300 tokens" in lines[4]
     assert lines[0].count("█") == round(command.BAR * (4 / 3) / 2)
+
+
+def test_show_has_router_facts_where_any_are_known(ask: Ask) -> None:
+    out = ask("show", "run-2")[1]
+    lines = out[out.index("LAYER  ") :].splitlines()
+    assert lines[0].split("LAG-1")[1].split() == ["Z-LOSS", "MARGIN"]
+    assert [line.split()[-2:] for line in lines[1:4]] == [["30.500", "–"], ["31.500", "0.1250"], ["32.500", "0.2500"]]
+    assert lines[4] == "z-loss, margin: of step 510, the newest that has them"
+    found = json.loads(ask("show", "run-2", "-o", "json")[1])
+    known = [(row["z_loss"], row["margin"], row["dropped_share"]) for row in found["by_layer"]]
+    assert (found["facts_step"], known[0], known[1]) == (510, (30.5, None, None), (31.5, 0.125, None))
+    assert "Z-LOSS" not in ask("show", "run-1")[1]
 
 
 def test_show_takes_a_step_and_every_form(ask: Ask) -> None:

@@ -68,6 +68,25 @@ def test_each_forward_of_a_step_is_counted_before_capacity_drops(top_k: int, dro
     probe.close()
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_dropped_share_is_what_the_capacity_left_out(top_k: int, records: Records) -> None:
+    """Against the gate's own map of dispatched tokens. The share is of all micro batches together."""
+    model = Model(top_k, drop=True).train()
+    batches = [x(1), x(2)[:1]]
+    kept = np.zeros(3)
+    for one in batches:
+        for row, layer in enumerate(model.layers):
+            kept[row] += float(layer.deepspeed_moe.gate(one.reshape(-1, 16))[2].sum())
+    probe = attach(model, facts_every=1)
+    for one in batches:
+        model(one)
+    probe.step(1)
+    told = records.facts(records.last())
+    np.testing.assert_allclose(told[2], 1 - kept / (18 * top_k), rtol=1e-6)
+    assert told[2].max() > 0 and np.isnan(told[:2]).all()
+    probe.close()
+
+
 def test_unused_tokens_are_not_counted(records: Records) -> None:
     model = Model(1, drop=True).train()
     probe = attach(model)

@@ -131,6 +131,39 @@ def test_counts_are_those_of_the_logits(kind: str, records: Records) -> None:
     assert not [module for module in model.modules() if hasattr(module, "_trimtab")]
 
 
+def expected_facts(model: Any, micro: list[tuple[Tensor, ...]], score: str, masks: list[Tensor]) -> NDArray[np.float64]:
+    """[2, layers] from the logits of all micro batches: mean (ln Σ exp)² and mean gap of the sorted scores."""
+    found, known = [], biases(model)
+    for layer, of_layer in enumerate(zip(*micro, strict=True)):
+        kept = [one.detach().double()[mask.reshape(-1).bool()] for one, mask in zip(of_layer, masks, strict=True)]
+        powers = np.exp(logits := torch.cat(kept).numpy())
+        scores = 1 / (1 + np.exp(-logits)) if score == "sigmoid" else powers / powers.sum(-1, keepdims=True)
+        ordered = np.sort(scores + known[layer].double().numpy() if known else scores, axis=-1)[:, ::-1]
+        found.append([(np.log(powers.sum(-1)) ** 2).mean(), (ordered[:, 1] - ordered[:, 2]).mean()])
+    return np.array(found).T
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
+def test_router_facts_are_those_of_the_logits_and_scores_of_the_model(kind: str, records: Records) -> None:
+    """Two micro batches of unequal size, one padded, recomputed in the backward pass; then a step without facts."""
+    model, score = small_model(kind), MODELS[kind][1]
+    inputs, masks = [tokens(1), tokens(2, batch=3)], [torch.ones(2, 12), torch.ones(3, 12)]
+    masks[1][0, 7:] = 0
+    plain = [forward(model, ids, attention_mask=mask) for ids, mask in zip(inputs, masks, strict=True)]
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    probe = attach(model, facts_every=2)
+    for _ in range(2):
+        for ids, mask in zip(inputs, masks, strict=True):
+            model(ids, labels=ids, attention_mask=mask, use_cache=False).loss.backward()
+        probe.step(1)
+    first, second = records.rows()
+    told = records.facts(first)
+    np.testing.assert_allclose(told[:2], expected_facts(model, plain, score, masks), rtol=1e-4)
+    assert np.isnan(told[2]).all()
+    assert (first.routed, second.routed, second.facts) == (55, 55, b"")
+    probe.close()
+
+
 def test_zayas_skipped_tokens_are_in_the_skip_slot_and_not_in_expert_0(records: Records) -> None:
     model = small_model("zaya")
     for name, buffer in model.named_buffers():

@@ -6,6 +6,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from controlplane.services import experts_export, experts_matrices
-from controlplane.services.experts_export import Asked, ExportRefused, ParquetMissing, begin
+from controlplane.services.experts_export import OF_LAYER, Asked, ExportRefused, ParquetMissing, begin
 from controlplane.store import expert_merging, expert_thinning, experts
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import STATISTICS, ExpertStep
+from controlplane.store.expert_records import ExpertStep
 from controlplane.store.expert_thinning import DAY_S, Policy
 from tests.store.test_store_experts import record, write
 
@@ -26,10 +27,16 @@ NAMES = ["run", "attempt", "step", "at", "layer", "slot", "is_skip", "count", "s
 @pytest.fixture
 def filled(sqlite_store: Store) -> tuple[Store, list[ExpertStep]]:
     """A run with a restart: steps 1 to 279 of attempt 1, then 280 to 320 of attempt 2; 3 layers, 4 experts, a skip."""
-    write(sqlite_store, [record(step) for step in range(1, 300)], size=16)
+    write(sqlite_store, [measured(step) for step in range(1, 300)], size=16)
     write(sqlite_store, [record(step, 2) for step in range(280, 321)], size=16)
     expert_merging.compact_once(sqlite_store)
     return sqlite_store, [record(step, 1 if step < 280 else 2) for step in range(1, 321)]
+
+
+def measured(step: int) -> ExpertStep:
+    """Every tenth step with router facts: z-loss and margin of each layer, no dropped share."""
+    facts = np.array([[step, 2 * step, 3], [0.25, 0.5, np.nan], [np.nan] * 3], np.float32)
+    return replace(record(step), facts=facts if step % 10 == 0 else None)
 
 
 def content(store: Store, **asked: Any) -> bytes:
@@ -104,22 +111,23 @@ def test_matrices_are_the_steps_one_after_the_other(filled: tuple[Store, list[Ex
 def test_statistics_are_of_every_step_also_of_thinned_ones(filled: tuple[Store, list[ExpertStep]], form: str) -> None:
     store, _ = filled
     with store.read() as session:
-        known = experts.read_statistics(session, "run-1", STATISTICS)
+        known = experts.read_statistics(session, "run-1", OF_LAYER)
     expert_thinning.thin_once(store, 1.8e9 + 60 * DAY_S, Policy())
     made = content(store, form=form, what="layers")
     if form == "npz":
         arrays = np.load(io.BytesIO(made))
-        found = {name: arrays[name] for name in STATISTICS}
+        found = {name: arrays[name] for name in OF_LAYER}
         assert arrays["step"].tolist() == known.step.tolist()
     elif form == "csv":
         rows = list(csv.DictReader(io.StringIO(made.decode())))
         assert [int(row["step"]) for row in rows[::3]] == known.step.tolist()
-        found = {name: np.array([row[name] or "nan" for row in rows], np.float32).reshape(-1, 3) for name in STATISTICS}
+        found = {name: np.array([row[name] or "nan" for row in rows], np.float32).reshape(-1, 3) for name in OF_LAYER}
     else:
         table = pq.read_table(io.BytesIO(made))
-        found = {name: table[name].to_numpy().reshape(-1, 3) for name in STATISTICS}
-    for name in STATISTICS:
+        found = {name: table[name].to_numpy().reshape(-1, 3) for name in OF_LAYER}
+    for name in OF_LAYER:
         np.testing.assert_array_equal(found[name].T, known.values[name])
+    assert found["z_loss"][19].tolist() == [20.0, 40.0, 3.0] and np.isnan(found["z_loss"][20]).all()
 
 
 def test_what_cannot_be_sent_is_said_with_what_can(filled: tuple[Store, list[ExpertStep]]) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from agents.probe.counting import COUNTS, INDEX, Forward
+from agents.probe.facts import Facts, Gauge
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import Options, Reader, Router, made_by, named, number_of
 
@@ -46,6 +48,28 @@ class DeepSpeed(Tapped):
         self.counter.kind = COUNTS if layers else INDEX
         for tap in layers:
             tap.pick = _exp_counts
+
+    def gauge(self, facts: Facts, router: Router) -> Gauge:
+        return _Capacity(facts, router) if _is_layer(router) else super().gauge(facts, router)
+
+
+class _Capacity(Gauge):
+    """The copies that a MOELayer's capacity drops: of each expert those beyond it. Its logits are not seen."""
+
+    tells = True
+
+    def add(self, call: Forward, kept: Tensor | None) -> None:
+        del kept  # exp_counts leaves out what used_token says
+        if torch.compiler.is_dynamo_compiling():
+            return  # there it would be traced into steps that are not measured
+        gate, counts = call.module.gate, call.module.exp_counts
+        copies = counts.sum()
+        self.row[4] += copies
+        if gate.drop_tokens:
+            tokens = call.args[0].numel() // call.args[0].shape[-1]
+            factor = torch.tensor(gate.capacity_factor * gate.k, device="cpu")  # float32, as theirs
+            each = int(torch.ceil(tokens / len(counts) * factor))
+            self.row[3] += (counts - max(each, gate.min_capacity)).clamp(min=0).sum()
 
 
 def _is_layer(router: Router) -> bool:

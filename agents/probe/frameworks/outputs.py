@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from agents.probe.counting import Counter
+from agents.probe.facts import Facts, Gauge, output_as_wide
 from agents.probe.frameworks.routers import (
     Options,
     Reader,
@@ -59,14 +60,28 @@ class Tapped(Reader):
         self.counter = Counter(counts)
         for router in self.routers:
             self.tap(router)
+        if self.options.facts_every:
+            self.facts = self.counter.facts = Facts(counts.device, self.options.facts_every)
+            for router, tap in zip(self.routers, self.counter.taps, strict=True):
+                tap.gauge = self.gauge(self.facts, router)
+                self.facts.gauges.append(tap.gauge)
         self.counter.begin()
 
     def tap(self, router: Router) -> None:
         """Says how one router is counted."""
         self.counter.tap(router.module, router.top_k)
 
+    def gauge(self, facts: Facts, router: Router) -> Gauge:
+        """Says where one router's logits are seen."""
+        return Gauge(facts, router, output_as_wide((router.slots, router.experts)))
+
     def collect(self) -> None:
         self.counter.collect()
+
+    def forget(self) -> None:
+        super().forget()
+        if self.facts is not None:
+            self.facts.next()
 
     def paused(self) -> Any:
         return self.counter.paused()
@@ -77,6 +92,8 @@ class Tapped(Reader):
     def close(self) -> None:
         if self._mask_hook is not None:
             self._mask_hook.remove()
+        if self.facts is not None:
+            self.facts.close()
         self.counter.close()
 
 

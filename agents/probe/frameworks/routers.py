@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import tap_method
+from agents.probe.counting import local, tap_method
+from agents.probe.facts import Facts
 
 BIASES = ("balancing_biases", "expert_bias", "expert_bias_E", "e_score_correction_bias", "score_bias")
 _EXPERTS = ("num_experts", "n_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
@@ -37,6 +38,7 @@ class Options:
     top_k: int | None = None
     duplicate: bool = False
     parallel: dict[str, int] = field(default_factory=dict)
+    facts_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,6 @@ def wrapped(name: str, modules: dict[str, nn.Module], reentrant: bool) -> bool:
     return False
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be distributed."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 class Biases:
     """Reads every router's bias, anew each time: moving a model to a device replaces its buffers."""
 
@@ -161,6 +158,7 @@ class Reader(ABC):
         self.layers: int | Sequence[int] | None = options.layers
         self.duplicate = options.duplicate
         self.parallel = dict(options.parallel)
+        self.facts: Facts | None = None
 
     @classmethod
     @abstractmethod
