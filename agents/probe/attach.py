@@ -8,6 +8,7 @@ lines for each of them and says what they mean.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -84,19 +85,27 @@ def _device(models: Sequence[nn.Module]) -> torch.device:
 
 
 def bias_checksum(biases: Biases, shape: tuple[int, int], rows: Sequence[int], device: torch.device) -> int:
-    """The first 8 bytes, big-endian, of SHA-256 over the float32 [layers, S] biases; 0 if some are not held here."""
+    """The first 8 bytes, big-endian, of SHA-256 over the float32 [layers, S] biases, row by row and little-endian (the
+    head of a manifest's bias_checksum, docs/jobs.md); 0 if some are not held here, or are cut over several ranks."""
     if len(rows) < shape[0]:
         return 0
     frame = Frame(torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device), rows)
     biases.read(frame.held_bias)
     frame.spread()
-    return int.from_bytes(hashlib.sha256(frame.bias.cpu().numpy().tobytes()).digest()[:8], "big")
+    bias = frame.bias.cpu()
+    if bool(bias.isnan().any()):
+        return 0
+    return int.from_bytes(hashlib.sha256(bias.numpy().astype("<f4").tobytes()).digest()[:8], "big")
 
 
 class AttachedProbe:
     """A probe over a model's routers. `step` is called once an optimizer step, before counters of your own reset."""
 
     def __init__(self, models: Sequence[nn.Module], framework: str | None, options: Options, every: int) -> None:
+        self._sender: HostSender | DeviceSender | None = None
+        if not os.environ.get("TRIMTAB_HEARTBEAT_DIR"):
+            self.framework, self._probe = framework or "", Probe(layers=0, slots=0, experts=0, top_k=0)
+            return
         self._reader = reader = _reader(models, framework, options)
         self.framework = reader.framework
         rows, layers = _rows(reader, options)
@@ -111,7 +120,6 @@ class AttachedProbe:
             start_bias=bias_checksum(Biases(reader.routers), shape, rows, device),
             **parallel,
         )
-        self._sender: HostSender | DeviceSender | None = None
         if not self._probe.active:
             return
         try:
@@ -138,7 +146,7 @@ class AttachedProbe:
             return
         try:
             self._sender.send(step, scalars)
-        except RuntimeError as error:  # shapes that changed under us, a device that failed: the trainer will say so
+        except Exception as error:  # buffers taken away, shapes changed, a device that failed: none may end a training
             self._probe.drop(step, error)
 
     def paused(self) -> AbstractContextManager[None]:
@@ -155,12 +163,15 @@ class AttachedProbe:
             self._reader.keep(mask)
 
     def close(self) -> None:
-        """Writes what is on its way, gives the model back as it was and lets go of the ring."""
-        if self._sender is not None:
-            self._sender.close()
-            self._reader.close()
+        """Writes what is on its way, waiting for it two seconds at most, gives the model back as it was and lets go of
+        the ring."""
+        try:
+            if self._sender is not None:
+                self._sender.close()
+                self._reader.close()
+        finally:
             self._sender = None
-        self._probe.close()
+            self._probe.close()
 
 
 def attach(
@@ -180,13 +191,15 @@ def attach(
     facts_every: int = 0,
 ) -> AttachedProbe:
     """A probe on every router of `model` (or of its pipeline parts), in order of depth; call it after a checkpoint is
-    loaded, so that the biases which the run begins with are known. Inert without TRIMTAB_HEARTBEAT_DIR.
+    loaded, so that the biases which the run begins with are known. Without TRIMTAB_HEARTBEAT_DIR the model is not even
+    looked at.
 
     A pipeline stage says which rows of the whole model it fills: `layers` is how many mixture layers there are and
     `first_layer` the first one's place here, or `layers` is the list of all their numbers as the modules' names have
     them (Megatron tells by itself). `duplicate` marks a rank whose tokens another one reports. `routers` (a regular
     expression over module names), `experts` and `top_k` describe routers that no reader knows. `every` copies from a
-    device only every so many steps. The sizes of the parallel groups are noted with the run. `facts_every` n measures
+    device only every so many steps. The sizes of the parallel groups are noted with the run (RingMeta says how they are
+    read; `tensor_parallel` is the experts'). `facts_every` n measures
     the routers' logits in the first step and every n-th after it, where they are seen; 0 never (facts.py).
 
     Raises AttachError when there is no router, with all that was looked for.

@@ -2,13 +2,14 @@
 
 On a device a step's counts and biases lie in one flat buffer, which one non-blocking copy on a side stream brings into
 pinned memory; the record is written at a later step, once the copy's event has passed. Nothing here waits for a device
-before `close`: when every buffer is still on its way, the step is dropped and counted.
+before `close`, and that only for a while: when every buffer is still on its way, the step is dropped and counted.
 
 The device path is tested with a stand-in for the stream (tests/agents); on a GPU it is unmeasured.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,37 @@ from agents.probe.capture import Probe
 from agents.probe.frameworks.routers import Biases, Reader
 from agents.readings import LAYER_FACTS
 
-SCALARS = ("loss", "grad_norm", "step_seconds", "learning_rate")
+SCALARS = ("loss", "grad_norm", "step_seconds", "learning_rate", "route_mismatch")
+WHOLE = ("tokens", "data_position")
 BUFFERS = 4
+PATIENCE_S, LOOK_S = 2.0, 0.001
+"""How long `close` waits for copies, and how often it looks: one behind a collective that hangs never arrives."""
+
+
+def _own(value: Any) -> Any:
+    """A scalar as this rank holds it; of a distributed tensor None, unless all ranks hold the same: asking them would
+    be a collective (FSDP2's gradient norm is such a one)."""
+    placements = getattr(value, "placements", None)
+    if placements is None:
+        return value
+    return value.to_local() if all(place.is_replicate() for place in placements) else None
+
+
+def plain(scalars: dict[str, Any]) -> dict[str, Any]:
+    """The scalars as numbers. One that is none, or that is on a device and would have to be awaited, is left out."""
+    found = {}
+    for name, value in scalars.items():
+        kind = type(value)
+        if kind is int or (kind is float and name not in WHOLE) or not (name in SCALARS or name in WHOLE):
+            found[name] = value
+            continue
+        try:
+            own = _own(value)
+            if not isinstance(own, Tensor) or own.device.type == "cpu":
+                found[name] = int(own) if name in WHOLE else float(own)
+        except Exception:  # noqa: S112  # whatever a value raises, the step is worth more than it
+            continue
+    return found
 
 
 class Frame:
@@ -80,7 +110,7 @@ class HostSender:
         reader.install(self.frame.held_counts)
 
     def send(self, step: int, scalars: dict[str, Any]) -> None:
-        """Takes and writes one step; raises RuntimeError if the model can no longer be read."""
+        """Takes and writes one step; raises whatever the model does where it can no longer be read."""
         reader, frame = self.reader, self.frame
         try:
             reader.collect()
@@ -90,9 +120,9 @@ class HostSender:
             if self._none is None:
                 routed = int(self._counts[self._first].sum()) // self._top_k
                 facts = self._facts if reader.facts is not None and frame.tell(reader) else None
-                self.probe.write(step, self._counts, self._bias, routed=routed, **{"facts": facts, **scalars})
+                self.probe.write(step, self._counts, self._bias, routed=routed, **{"facts": facts, **plain(scalars)})
             else:
-                self.probe.write(step, self._none, self._bias, **scalars)
+                self.probe.write(step, self._none, self._bias, **plain(scalars))
         finally:
             reader.forget()
 
@@ -101,8 +131,8 @@ class HostSender:
 
 
 class Lane(Protocol):
-    """The way from a device into host memory. `bring` starts a copy and gives its event, which is asked, not awaited,
-    until the end."""
+    """The way from a device into host memory. `bring` starts a copy and gives its event, which is asked (`query`) and
+    never awaited."""
 
     def host(self, shape: tuple[int, ...]) -> Tensor: ...
 
@@ -190,8 +220,8 @@ class DeviceSender:
 
     def send(self, step: int, scalars: dict[str, Any]) -> None:
         """Takes one step on the device and starts its copy; writes what has arrived of earlier steps."""
-        self._write_arrived(wait=False)
         try:
+            self._write_arrived()
             if self._filling is None and self._free:
                 self._filling = self._free.popleft()
             if self._filling is None:
@@ -213,28 +243,47 @@ class DeviceSender:
             frame.held_counts.copy_(self.reader.counts)
         self.biases.read(frame.held_bias)
         frame.spread()
-        late = [name for name in SCALARS if isinstance(scalars.get(name), Tensor) and scalars[name].is_cuda]
-        for name in late:  # a number on the device travels with the counts: asking for it here would wait
-            buffer.scalars[at][SCALARS.index(name)].copy_(scalars[name].detach().reshape(()), non_blocking=True)
-        known = {name: value for name, value in scalars.items() if name not in late}
+        places = zip(SCALARS, buffer.scalars[at], strict=True)
+        late = [name for name, place in places if name in scalars and self._travels(place, scalars[name])]
+        known = plain({name: value for name, value in scalars.items() if name not in late})
         buffer.told.append(_Told(step, known, late, frame.tell(self.reader)))
 
-    def _start(self, buffer: _Buffer) -> None:
-        buffer.event = self.lane.bring(buffer.host, buffer.device)
-        self._away.append(buffer)
-        self._filling = None
+    @staticmethod
+    def _travels(place: Tensor, value: Any) -> bool:
+        """Sends a number that is on the device along with the counts, since asking for it here would wait."""
+        if not isinstance(value, Tensor) or value.device.type != place.device.type:
+            return False
+        try:
+            place.copy_(_own(value).detach().reshape(()), non_blocking=True)
+        except Exception:  # not one number, or not ours to read: unknown
+            place.fill_(float("nan"))
+        return True
 
-    def _write_arrived(self, wait: bool) -> None:
-        while self._away:
-            buffer = self._away[0]
-            if wait:
-                buffer.event.synchronize()
-            elif not buffer.event.query():
-                return
+    def _start(self, buffer: _Buffer) -> None:
+        self._filling = None
+        try:
+            buffer.event = self.lane.bring(buffer.host, buffer.device)
+        except Exception as error:  # the device failed; the buffer may be filled again
+            self._drop(buffer, error)
+            self._free.append(buffer)
+        else:
+            self._away.append(buffer)
+
+    def _drop(self, buffer: _Buffer, error: Exception) -> None:
+        for told in buffer.told:
+            self.probe.drop(told.step, error)
+        buffer.told.clear()
+
+    def _write_arrived(self) -> None:
+        while self._away and self._away[0].event.query():
+            buffer = self._away.popleft()
             for at, told in enumerate(buffer.told):
-                self._write(buffer.host[at], told)
+                try:
+                    self._write(buffer.host[at], told)
+                except Exception as error:  # this step's alone: the others of the buffer are sound
+                    self.probe.drop(told.step, error)
             buffer.told.clear()
-            self._free.append(self._away.popleft())
+            self._free.append(buffer)
 
     def _write(self, line: Tensor, told: _Told) -> None:
         counts, bias, scalars, facts = self._parts(line)
@@ -245,7 +294,16 @@ class DeviceSender:
         self.probe.write(told.step, counts.numpy(), bias.numpy(), routed=routed, **told.scalars, **arrived)
 
     def close(self) -> None:
-        """Waits for what is on its way and writes it."""
+        """Writes what is on its way and arrives within PATIENCE_S; the rest is dropped."""
         if self._filling is not None and self._filling.told:
             self._start(self._filling)
-        self._write_arrived(wait=True)
+        until, error = time.monotonic() + PATIENCE_S, RuntimeError("its copy from the device did not arrive in time")
+        try:
+            self._write_arrived()
+            while self._away and time.monotonic() < until:
+                time.sleep(LOOK_S)
+                self._write_arrived()
+        except RuntimeError as failed:  # the device itself
+            error = failed
+        while self._away:
+            self._drop(self._away.popleft(), error)

@@ -1,16 +1,19 @@
-"""The way of a device's counts into records, with a stand-in for its stream: copies arrive when the test says so.
+"""The way of a device's counts into records, with a stand-in for its stream: copies arrive when the test says so, or
+once they were asked for often enough.
 
 The tensors are on the CPU and everything else is what runs on a device. No GPU was there to measure or to run it on.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.probe import sending
 from agents.probe.capture import Probe
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import Options
@@ -21,21 +24,25 @@ __all__ = ["records"]
 
 
 class Event:
-    """A copy that is made when it arrives, so that whatever spoils its source on the way is seen."""
+    """A copy that is made when it arrives, so that whatever spoils its source on the way is seen. `asked` counts down
+    to when it arrives by itself."""
 
     def __init__(self, host: Tensor, device: Tensor) -> None:
         self._host, self._device, self.arrived, self.awaited = host, device, False, False
+        self.asked = 20.0
 
     def arrive(self) -> None:
         self._host.copy_(self._device)
         self.arrived = True
 
     def query(self) -> bool:
+        self.asked -= 1
+        if self.asked <= 0 and not self.arrived:
+            self.arrive()
         return self.arrived
 
     def synchronize(self) -> None:
         self.awaited = True
-        self.arrive()
 
 
 class Lane:
@@ -120,6 +127,7 @@ def test_one_copy_carries_every_step_of_several(records: Records) -> None:
     assert len(trainer.lane.events) == 1
     trainer.sender.close()
     assert len(trainer.lane.events) == 2
+    assert not any(event.awaited for event in trainer.lane.events)
     assert [(record.step, record.routed) for record in records.rows()] == [(step, step + 1) for step in range(5)]
     trainer.probe.close()
 
@@ -140,4 +148,76 @@ def test_a_rank_whose_tokens_another_reports_sends_biases_only(records: Records)
     trainer.sender.close()
     record = records.last()
     assert (records.counts(record).sum(), record.routed, records.bias(record)[0, 1]) == (0, 0, 1)
+    trainer.probe.close()
+
+
+def test_closing_gives_up_copies_that_never_arrive(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sending, "PATIENCE_S", 0.02)
+    trainer = Trainer()
+    for step in range(3):
+        trainer.step(step, 1)
+    trainer.lane.events[0].arrive()
+    for event in trainer.lane.events[1:]:
+        event.asked = math.inf
+    trainer.sender.close()
+    assert [record.step for record in records.rows()] == [0]
+    assert trainer.probe.dropped == 2
+    trainer.probe.close()
+
+
+def test_a_device_that_fails_ends_neither_the_training_nor_the_closing(records: Records) -> None:
+    trainer = Trainer()
+    trainer.step(1, 1)
+
+    def failed() -> bool:
+        raise RuntimeError("unspecified launch failure")
+
+    trainer.lane.events[0].query = failed  # type: ignore[method-assign]  # the device's own word
+    with pytest.raises(RuntimeError):  # which AttachedProbe.step drops
+        trainer.step(2, 1)
+    assert not trainer.sender.reader.counts.any()  # and the next step does not begin with this one's tokens
+    trainer.sender.close()
+    assert trainer.probe.dropped == 1
+    trainer.probe.close()
+
+
+def test_a_copy_that_cannot_be_started_is_dropped_and_its_buffer_used_again(records: Records) -> None:
+    trainer = Trainer(every=2)
+    bring = trainer.lane.bring
+
+    def failed(*_: Any) -> Any:
+        raise RuntimeError("out of streams")
+
+    trainer.lane.bring = failed  # type: ignore[method-assign]
+    for step in range(2 * BUFFERS + 2):
+        trainer.step(step, 1)
+    assert trainer.probe.dropped == 2 * BUFFERS + 2
+    trainer.lane.bring = bring  # type: ignore[method-assign]
+    for step in (20, 21):
+        trainer.step(step, 2)
+    trainer.sender.close()
+    assert [(record.step, record.routed) for record in records.rows()] == [(20, 2), (21, 2)]
+    trainer.probe.close()
+
+
+def test_a_scalar_travels_with_the_counts_and_one_that_is_no_number_costs_only_itself(records: Records) -> None:
+    trainer = Trainer()
+    scalars: dict[str, Any] = {"loss": torch.tensor(0.5), "grad_norm": torch.ones(2), "learning_rate": "1e-3"}
+    trainer.step(1, 3, **scalars, step_seconds=object(), data_position=None)
+    trainer.sender.close()
+    record = records.last()
+    assert (record.loss, record.learning_rate, record.data_position) == (0.5, 0.001, 0)
+    assert math.isnan(record.grad_norm)
+    assert math.isnan(record.step_seconds)
+    assert (trainer.probe.dropped, record.routed) == (0, 3)
+    trainer.probe.close()
+
+
+def test_what_cannot_be_written_costs_its_step_and_not_those_after_it(records: Records) -> None:
+    trainer = Trainer(every=2)
+    trainer.step(1, 3, temperature=1.0)  # no scalar of ours
+    trainer.step(2, 4)
+    trainer.sender.close()
+    assert [(record.step, record.routed) for record in records.rows()] == [(2, 4)]
+    assert trainer.probe.dropped == 1
     trainer.probe.close()
