@@ -173,7 +173,8 @@ def one_seed(seed: int) -> Seed:
     state = copy.deepcopy(base.state())
     before = frozen_gain(base)
     raw = train(base, PREFIX + 1, PREFIX + STEPS)
-    gain = np.sqrt(np.array(before) * np.array(frozen_gain(base)))
+    with np.errstate(invalid="ignore"):  # an answer that turned its sign has no mean
+        gain = np.sqrt(np.array(before) * np.array(frozen_gain(base)))
     joined = {name: np.concatenate([prefix[name][-1:], raw[name]]) for name in ("counts", "bias")}
     record = record_of(joined["counts"], joined["bias"], MODEL.num_experts, 1)
     design = design_of(raw)
@@ -221,8 +222,8 @@ def lines_of(found: Sequence[Seed]) -> list[Line]:
 
 
 def _typical(ratios: Sequence[float] | NDArray[np.float64]) -> float:
-    """The median factor by which ratios are off 1, whichever way."""
-    return float(np.exp(np.median(np.abs(np.log(ratios)))))
+    """The median factor by which ratios are off 1, whichever way; of those that are known."""
+    return float(np.exp(np.nanmedian(np.abs(np.log(ratios)))))
 
 
 def _prediction(one: Seed, why: str) -> Line:
@@ -255,7 +256,7 @@ def _summary(name: str, value: Any, target: float | None, better: str, each: Any
         "better": better,
         "peer": None,
         "peer_value": None,
-        "each": [round(float(value), 3) for value in each],
+        "each": [round(float(value), 3) if np.isfinite(value) else None for value in each],
     }
 
 

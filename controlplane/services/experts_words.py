@@ -155,7 +155,7 @@ def tiles(seen: Picture) -> list[Tile]:
             seen.level(float(cv_floor[worst])),
         ),
         tile(
-            "median layer", times(median(cv_floor)), "floor", f"CV {_plain(cv)}, floor {_plain(floor)}{_effect(seen)}"
+            "median layer", times(median(cv_floor)), "floor", f"CV {_plain(cv, 2)}, floor {_plain(floor, 2)}{_effect(seen)}"
         ),
         tile(
             "dead experts",
@@ -178,7 +178,7 @@ def tiles(seen: Picture) -> list[Tile]:
 def _effect(seen: Picture) -> str:
     """How much the ranks' tokens correlate, where they tell it."""
     effect = float(np.median(seen.effect))
-    return f", design effect {effect:.1f}" if effect > 1 else ""
+    return f", deff {effect:.1f}" if effect > 1 else ""
 
 
 def _dead_named(seen: Picture) -> str:

@@ -148,11 +148,11 @@ def experts_block(radius: Row, run: str) -> str:
         where = {"run": run, "layer": one.get("layer"), "step": last}
         linked = markup.link(f"layer {one.get('layer')}", "experts", where)
         layers.append(f"{linked} {100 * float(one['share']):.1f} %")
+    lead = f'<p class="tt-lead tt-small">{escape(str(radius.get("sentence") or ""))}</p>'
+    if float(radius.get("block_share") or 0.0) > 0.999:  # all experts lived there: no layer is fuller than another
+        return lead
     span = f"steps {words.number(first)} to {words.number(last)}"
-    return (
-        f'<p class="tt-lead tt-small">{escape(str(radius.get("sentence") or ""))}</p>'
-        f'<p class="tt-muted">Fullest: {", ".join(layers)} of the layer’s tokens, over {span}.</p>'
-    )
+    return f'{lead}<p class="tt-muted">Fullest: {", ".join(layers)} of the layer’s tokens, over {span}.</p>'
 
 
 INCIDENT_HEADS = (

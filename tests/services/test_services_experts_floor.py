@@ -33,7 +33,7 @@ def test_the_frame_counts_in_floors_of_correlated_tokens() -> None:
     assert arrays["history"].mean() == pytest.approx(1.0, rel=0.1), "even routing lies at its floor"
     assert arrays["history"][:, -1] == pytest.approx(arrays["cv_floor"])
     assert meta["floor_cv"] == pytest.approx(np.sqrt(7 * RUN / (RANKS * TOKENS)), rel=0.06)
-    assert "design effect" in str(meta["tiles"])
+    assert "deff 4" in str(meta["tiles"])
 
 
 def test_one_rank_alone_is_held_against_independent_tokens() -> None:
@@ -41,7 +41,7 @@ def test_one_rank_alone_is_held_against_independent_tokens() -> None:
     alone = [ExpertStep(*one.key, one.at_s, 1, one.tokens, 0, SHAPE, one.counts, one.bias) for one in window]
     meta, arrays = experts_frame.of_window(alone)
     assert meta["design_effect"] == 1.0 and arrays["history"].mean() == pytest.approx(2.0, rel=0.1)
-    assert "design effect" not in str(meta["tiles"])
+    assert "deff" not in str(meta["tiles"])
 
 
 def test_stored_statistics_and_the_raster_use_the_trailing_design_effect(sqlite_store: Store) -> None:
