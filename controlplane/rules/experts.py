@@ -176,6 +176,15 @@ def _gini(share: Floats) -> Floats:
     return np.asarray(np.sort(share, axis=-1) @ weights, dtype=np.float64)
 
 
+def mean_of_known(values: ArrayLike, axis: int = -1) -> Floats:
+    """The mean over an axis of what is known (finite); NaN of nothing."""
+    found = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(found)
+    total = known.sum(axis=axis)
+    sums = np.where(known, found, 0.0).sum(axis=axis)
+    return np.asarray(np.where(total > 0, sums / np.maximum(total, 1), np.nan), dtype=np.float64)
+
+
 def dead_experts(counts: ArrayLike, experts: int, steps: int = DEAD_STEPS, design_effect: ArrayLike = 1.0) -> Bools:
     """Which experts [L, E] got no token in the last `steps` of counts [W, L, S] although enough were to be expected.
 

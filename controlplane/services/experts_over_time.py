@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from controlplane.rules.expert_marks import BEFORE_STEPS, data_mix_shifts
 from controlplane.rules.expert_swings import autocorrelations
-from controlplane.rules.experts import period_steps
+from controlplane.rules.experts import mean_of_known, period_steps
 from controlplane.services import frames
 from controlplane.services.live import HISTORY, Live
 from controlplane.store import experts
@@ -77,23 +77,15 @@ def marks(
     ]
     if series is None:
         first, last = int(steps[0]) - BEFORE_STEPS, int(steps[-1])
-        series = experts.read_statistics(session, run_id, ("maxvio",), first=first, last=last)
-    maxvio = series.values["maxvio"]
+        series = experts.read_statistics(session, run_id, ("mean_maxvio",), first=first, last=last)
+    known = series.values
+    maxvio = known["mean_maxvio"] if "mean_maxvio" in known else mean_of_known(known["maxvio"], axis=0)
     if maxvio.size:
-        with np.errstate(invalid="ignore"):
-            shifted = series.step[data_mix_shifts(_mean_known(maxvio))]
+        shifted = series.step[data_mix_shifts(maxvio)]
         for step in shifted[shifted >= steps[0]]:
             column = int(np.searchsorted(steps, step))
             found.append({"kind": "data", "column": column, "step": int(step), "label": "data mix changed"})
     return found
-
-
-def _mean_known(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Means [N] of values [L, N] over the layers that are known; NaN where none is."""
-    known = np.isfinite(values)
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0, dtype=np.float64)
-    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
 
 def course_frame(session: Session, live: Live, run_id: str, columns: int) -> tuple[str, bytes] | None:

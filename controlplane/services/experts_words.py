@@ -155,7 +155,10 @@ def tiles(seen: Picture) -> list[Tile]:
             seen.level(float(cv_floor[worst])),
         ),
         tile(
-            "median layer", times(median(cv_floor)), "floor", f"CV {_plain(cv, 2)}, floor {_plain(floor, 2)}{_effect(seen)}"
+            "median layer",
+            times(median(cv_floor)),
+            "floor",
+            f"CV {_plain(cv, 2)}, floor {_plain(floor, 2)}{_effect(seen)}",
         ),
         tile(
             "dead experts",

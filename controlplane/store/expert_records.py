@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.readings import LAYER_FACTS, ExpertRecord
-from controlplane.rules.experts import design_effect, layer_statistics, rank_variance
+from controlplane.rules.experts import design_effect, layer_statistics, mean_of_known, rank_variance
 from controlplane.store import arrays
 from controlplane.store.codec import COLUMNS, RAW, CodecError, decode_column, encode_column
 from controlplane.store.compression import FAST, SMALL, compress, decompress
@@ -28,6 +28,7 @@ STATISTICS = ("maxvio", "cv", "cv_floor", "effective", "dead_count", "skip_share
 _SPREAD = ("design_effect", "spread_freedom", "spread_ranks")
 OF_LAYERS = (*STATISTICS, *_SPREAD, *LAYER_FACTS)
 """All that is stored a layer: [L, S] in a chunk, NaN where unknown."""
+_OF_STEPS = ("floor_cv", "mean_maxvio")
 _LAYOUT = ("expert_parallel", "tensor_parallel", "pipeline_parallel")
 _PLAIN = ("step", "at_s", "ranks", "tokens", "dropped", "start_bias", "route_mismatch", *_LAYOUT)
 
@@ -269,6 +270,7 @@ def encode_steps(steps: Sequence[ExpertStep]) -> Coded:
         "start_bias": np.array([step.start_bias for step in steps], np.uint64),
         "route_mismatch": np.array([step.route_mismatch for step in steps], np.float32),
         "floor_cv": found.floor_cv.astype(np.float32),
+        "mean_maxvio": mean_of_known(found.maxvio).astype(np.float32),
     }
     for name, sizes in zip(_LAYOUT, zip(*(step.layout for step in steps), strict=True), strict=True):
         stats[name] = np.array(sizes, np.int64)
@@ -337,7 +339,7 @@ def merge_coded(parts: Sequence[tuple[Shape, Coded, int]]) -> tuple[Coded, int]:
     )
     joined = {
         name: np.concatenate([one[name] for one in stats], axis=-1)[..., keep]
-        for name in (*_PLAIN, "floor_cv", *OF_LAYERS)
+        for name in (*_PLAIN, *_OF_STEPS, *OF_LAYERS)
     }
     return Coded(COLUMNS, b"", arrays.pack(joined, level=SMALL), layers), len(keep)
 

@@ -59,7 +59,7 @@ class Raster:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Statistics of every layer over N steps of the current view: `values[name]` is [L, N]."""
+    """Statistics of every layer over N steps of the current view: `values[name]` is [L, N], mean_maxvio's [N]."""
 
     step: Integers
     attempt_no: Integers
@@ -290,7 +290,7 @@ def read_statistics(
     keep = _current(attempt_no, step, _first_steps(session, run_id), first, last)
 
     def of_layers(name: str) -> Float32:
-        values: Float32 = np.concatenate([bundle[name] for bundle in bundles], axis=1)[:, keep]
+        values: Float32 = np.concatenate([bundle[name] for bundle in bundles], axis=-1)[..., keep]
         return values
 
     values = {name: of_layers(name) for name in names}
