@@ -28,7 +28,7 @@ from benchmarks.corpus import CHOOSING, EXPERT_PARALLEL, RANKS, SHAPE, Recipe
 from controlplane.rules import alarms
 from controlplane.rules import book as rule_book
 from controlplane.rules.book import RuleBook
-from controlplane.rules.expert_marks import data_mix_shifts
+from controlplane.rules.expert_marks import RECENT_STEPS, data_mix_shifts
 from controlplane.rules.expert_window import TREND_STEPS, ExpertWindow, Resumed
 from controlplane.rules.experts import layer_statistics
 
@@ -99,7 +99,9 @@ def replay(recipe: Recipe, book: RuleBook) -> Judged:
     with np.errstate(invalid="ignore"):
         maxvio = layer_statistics(run["counts"], run["bias"], SHAPE.num_experts, 1).maxvio.mean(axis=1)
     warm = run["step"] > book["expert-imbalance"].thresholds["warmup_steps"]
-    marks = [int(run["step"][warm][index]) for index in data_mix_shifts(maxvio[warm])]
+    # a mark stands where the load rose and is known once its window of steps is whole
+    steps = run["step"][warm]
+    marks = [int(steps[min(index + RECENT_STEPS - 1, len(steps) - 1)]) for index in data_mix_shifts(maxvio[warm])]
     if marks:
         judged.fired[MARK] = marks
     return judged

@@ -6,9 +6,9 @@ docs/api.md is written from it. Answers are JSON made for pages; their shape is 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -17,6 +17,9 @@ from starlette.routing import BaseRoute
 from controlplane.api.access import AT_LEAST, identity
 
 Json = dict[str, Any]
+LAST_STEP = 2**53
+"""Larger numbers are no steps, and no database's."""
+Step = Annotated[int | None, Query(ge=0, le=LAST_STEP)]
 WHO = "x-trimtab-who"
 """The key of an operation under which stands who may call it."""
 NOBODY, ANYBODY = "no token", "any token"

@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from controlplane.api.access import Parts, Viewer
 from controlplane.api.context import Context
+from controlplane.api.described import LAST_STEP, Step
 from controlplane.api.problems import Problem, not_found
 from controlplane.services import experts_export, experts_table
 from controlplane.services.experts_export import Asked, ExportRefused, ParquetMissing
@@ -47,7 +48,7 @@ def no_step(parts: Context, run_id: str, step: int | None) -> Problem:
 
 
 @router.get("/runs/{run_id}/experts/table")
-def table(parts: Parts, _caller: Viewer, run_id: str, step: int | None = None, layer: int | None = None) -> Json:
+def table(parts: Parts, _caller: Viewer, run_id: str, step: Step = None, layer: int | None = None) -> Json:
     """A step's balance in words and a row a layer, the newest unless a step is named; of a layer a row a slot."""
     run = known(parts, run_id)
     with parts.store.read() as session:
@@ -70,8 +71,8 @@ def export(
     form: Annotated[Literal["csv", "parquet", "npz"], Query(alias="format")] = "csv",
     what: Literal["loads", "layers"] = "loads",
     layers: str | None = None,
-    first: Annotated[int | None, Query(alias="from")] = None,
-    last: Annotated[int | None, Query(alias="to")] = None,
+    first: Annotated[int | None, Query(alias="from", ge=0, le=LAST_STEP)] = None,
+    last: Annotated[int | None, Query(alias="to", ge=0, le=LAST_STEP)] = None,
 ) -> StreamingResponse:
     """Expert records as a file, sent as it is made: loads (a row a step, layer and slot) or layers (statistics).
 

@@ -14,7 +14,7 @@ from agents.wire import CONTENT_TYPE, MAX_BATCH_BYTES, WAITING_HEADER, Batch, Wi
 from controlplane.api.access import Operator, Parts, Viewer, identity, refuse
 from controlplane.api.context import Context
 from controlplane.api.deeds import Doing
-from controlplane.api.described import WHO
+from controlplane.api.described import LAST_STEP, WHO, Step
 from controlplane.api.problems import Problem, not_found
 from controlplane.services import experts_over_time, nodes, views_experts, views_fleet, views_now, views_platform
 from controlplane.store import nodes as node_rows
@@ -224,7 +224,7 @@ def fleet_frame(request: Request, parts: Parts, _caller: Viewer) -> Response:
 
 
 @router.get("/runs/{run_id}/experts/frame", response_class=Response, responses=FRAMES)
-def experts_frame(request: Request, parts: Parts, _caller: Viewer, run_id: str, step: int | None = None) -> Response:
+def experts_frame(request: Request, parts: Parts, _caller: Viewer, run_id: str, step: Step = None) -> Response:
     """A step's load by layer and expert as a binary frame, the newest unless a step is named, with an ETag."""
     if step is None:
         found = parts.live.experts_frame(_known(parts, run_id))
@@ -242,9 +242,9 @@ def raster(
     run_id: str,
     layer: int = 0,
     columns: int = 256,
-    first: Annotated[int | None, Query(alias="from")] = None,
-    last: Annotated[int | None, Query(alias="to")] = None,
-    steps: int | None = None,
+    first: Annotated[int | None, Query(alias="from", ge=0, le=LAST_STEP)] = None,
+    last: Annotated[int | None, Query(alias="to", ge=0, le=LAST_STEP)] = None,
+    steps: Annotated[int | None, Query(ge=1, le=LAST_STEP)] = None,
 ) -> Response:
     """One layer's load by expert over steps (from, to, or the last so many) as a binary frame, with an ETag."""
     with parts.store.read() as session:
@@ -261,9 +261,9 @@ def layers_over_time(
     _caller: Viewer,
     run_id: str,
     columns: int = 256,
-    first: Annotated[int | None, Query(alias="from")] = None,
-    last: Annotated[int | None, Query(alias="to")] = None,
-    steps: int | None = None,
+    first: Annotated[int | None, Query(alias="from", ge=0, le=LAST_STEP)] = None,
+    last: Annotated[int | None, Query(alias="to", ge=0, le=LAST_STEP)] = None,
+    steps: Annotated[int | None, Query(ge=1, le=LAST_STEP)] = None,
 ) -> Response:
     """Every layer's distance from its sampling floor and skip share over steps as a binary frame, with an ETag."""
     run = _known(parts, run_id)
@@ -276,7 +276,7 @@ def layers_over_time(
 
 
 @router.get("/runs/{run_id}/experts/swings", response_class=Response, responses=FRAMES)
-def swings(request: Request, parts: Parts, _caller: Viewer, run_id: str, step: int | None = None) -> Response:
+def swings(request: Request, parts: Parts, _caller: Viewer, run_id: str, step: Step = None) -> Response:
     """How each layer's loads repeat over 64 steps, by lag, as a binary frame, with an ETag."""
     with parts.store.read() as session:
         found = experts_over_time.swings_frame(session, parts.live, _known(parts, run_id), step)

@@ -43,10 +43,11 @@ def replay_command(
 ) -> None:
     """Other balancing controllers over a run's records: the balance that each is predicted to give."""
     try:
-        found = np.load(io.BytesIO(Path(run).read_bytes() if Path(run).is_file() else _fetched(run)))
+        content = Path(run).read_bytes() if run.endswith(".npz") and Path(run).is_file() else _fetched(run)
+        found = np.load(io.BytesIO(content))
         record = _record(found, steps, top_k)
         response = fit_response(record, design if design is not None else _design(found, steps))
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, IndexError, EOFError, OSError, zipfile.BadZipFile) as error:
         hint(f"{run} cannot be replayed: {error}")
         raise Exit(EXIT.USAGE) from error
     tried = candidates(response, record.experts)

@@ -107,3 +107,8 @@ def test_a_run_without_records_says_so(api: Api) -> None:
         answer = api.call("GET", f"{RUN}/{asked}", token)
         assert (answer.status_code, answer.json()["code"]) == (404, "no_data")
         assert api.call("GET", f"runs/none/experts/{asked}", token).json()["code"] == "not_found"
+
+
+@pytest.mark.parametrize("path", ["table?step=", "frame?step=", "export?to=", "raster?layer=0&from=", "layers?steps="])
+def test_a_number_that_is_no_step_is_refused(api: Api, path: str) -> None:
+    assert api.call("GET", f"{RUN}/{path}{10**20}", api.token(role="viewer")).status_code == 422
