@@ -129,7 +129,8 @@ def told(
 
     A run that has ended says so in `first`, which then stays.
     """
-    _mount(key, {"kind": kind, **one_step(run, step, live), "first": first}, None, "content")
+    shown = {"kind": kind, **one_step(run, step, live), "first": first, "cursorOf": run}
+    _mount(key, shown, None, "content")
 
 
 def timeline(stretch: Stretch, *, key: str, newest: int, picked: Picked) -> None:
@@ -142,6 +143,7 @@ def timeline(stretch: Stretch, *, key: str, newest: int, picked: Picked) -> None
         "follow": None,
         "steps": stretch.steps,
         "newest": newest,
+        "cursorOf": stretch.run,
     }
     _mount(key, shown, picked, "content")
 
@@ -188,19 +190,35 @@ def difference(
 
 
 def curves(
-    runs: tuple[str, str], names: tuple[str, str], *, key: str, step: int | None, live: bool, picked: Picked
+    runs: tuple[str, str],
+    names: tuple[str, str],
+    *,
+    key: str,
+    step: int | None,
+    live: tuple[bool, bool],
+    picked: Picked,
 ) -> None:
-    """CV over its floor of two runs on one axis of steps; a pick is {step}."""
-    source = Stretch(runs[0], None, step, live).source("layers", every=5, columns=TIMELINE_COLUMNS)
-    shown = {"kind": "curves", **source, "follow": None, "other": f"{_frames('layers', runs[1])}", "names": list(names)}
-    _mount(key, shown, picked, "content")
+    """CV over its floor of two runs on one axis of steps, each asked anew while it goes on; a pick is {step}."""
+    source = Stretch(runs[0], None, step, live[0]).source("layers", every=5, columns=TIMELINE_COLUMNS)
+    other = {"other": _frames("layers", runs[1]), "otherManner": {"once": not live[1]}}
+    _mount(key, {"kind": "curves", **source, "follow": None, **other, "names": list(names)}, picked, "content")
 
 
 def saving(stretch: Stretch, name: str, file: str, *, key: str, newest: int, query: dict[str, Any]) -> None:
-    """Links that save the page's pictures, and of the stretch's records those that `query` (what, layers) names."""
+    """Links that save the page's pictures, and of the stretch's records those that `query` (what, layers) names.
+
+    A stretch of one step is the step that is shown.
+    """
     known = {key: value for key, value in query.items() if value is not None}
     records = f"/export/experts/{quote(stretch.run, safe='')}?{urlencode(known)}"
-    shown = {"records": records, "steps": stretch.steps, "newest": newest, "step": stretch.step, "file": file}
+    shown = {
+        "run": stretch.run,
+        "records": records,
+        "steps": stretch.steps,
+        "newest": newest,
+        "step": stretch.step,
+        "file": file,
+    }
     _mount(key, {"kind": "saving", **shown, "name": name}, None, "content")
 
 

@@ -6,6 +6,7 @@ marked "now" is of that step). Pixels, sentence and tiles come with frames; a re
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -83,7 +84,7 @@ def _panel_row(shown: Shown) -> None:
         address.segmented("Panel", "panel", address.PANELS, "layer")
         with st.container(key="experts_saving", width="stretch"):
             charts.saving(
-                shown.stretch,
+                saved_stretch(shown),
                 shown.name,
                 theme.file_name(shown.name),
                 key=f"saving_{shown.run_id}",
@@ -98,6 +99,13 @@ def records_of(shown: Shown) -> dict[str, Any]:
     if panel in ("layer", "expert", "controller"):
         return {"what": "loads", "layers": shown.layer}
     return {"what": "loads" if panel == "ranks" else "layers"}
+
+
+def saved_stretch(shown: Shown) -> charts.Stretch:
+    """Of which steps: those that the panel shows. Ranks are of one step, the courses of two runs of all."""
+    panel = address.choice("panel", address.PANELS, "layer")
+    of = {"ranks": 1, "compare": None, "controller": experts_panels.PHASE_STEPS}
+    return replace(shown.stretch, steps=of.get(panel, shown.steps))
 
 
 def chosen_run(runs: Sequence[Row], named: str | None) -> Row | None:

@@ -70,7 +70,7 @@ def _one(run: Row, summary: Row, shown: Shown) -> None:
         run_id,
         key=f"two_{run_id}",
         layer=shown.layer if shown.layer < layers else None,
-        expert=shown.expert,
+        expert=shown.expert if shown.layer < layers and (shown.expert or 0) < experts else None,
         step=shown.step,
         live=experts_shown.is_live(run),
         layers=layers,
@@ -111,7 +111,7 @@ def figures(runs: Sequence[Row], shown: Shown) -> None:
         (shown.name, names[str(other["id"])]),
         key=f"curves_{shown.run_id}_{other['id']}",
         step=shown.step,
-        live=shown.live,
+        live=(shown.live, experts_shown.is_live(other)),
         picked=address.picked,
     )
     summary = experts_shown.read_summary(str(other["id"]), quiet=True)

@@ -98,6 +98,13 @@ def test_a_replay_plays_in_the_browser_and_the_address_learns_where_it_stopped(b
     page.wait_for_url(re.compile(r"step=366(0[3-9]|[1-9]\d)$"), timeout=LONG)
     stopped = page.url.rsplit("=", 1)[1]
     expect(cells).to_have_attribute("data-step", stopped, timeout=LONG)
+    page.get_by_role("button", name="play", exact=True).click()
+    expect(cells).not_to_have_attribute("data-step", stopped, timeout=LONG)
+    canvas(page, "timeline").focus()
+    page.keyboard.press("End")
+    expect(cells).to_have_attribute("data-step", str(NEWEST), timeout=LONG)
+    expect(page.get_by_role("button", name="play", exact=True)).to_be_visible()
+    page.wait_for_url(re.compile(r"experts[^=]*$"), timeout=LONG)
 
 
 def test_a_link_shows_again_what_was_shown(browser: Watched, url: str) -> None:
@@ -176,17 +183,20 @@ def test_the_cursor_follows_the_address_but_not_its_echo(browser: Watched, url: 
       moment.told(7); moment.show(9); moment.show(11); moment.told(9); moment.told(11)
       const kept = moment.step
       moment.told(3); moment.hover(5); moment.told(null)
+      moment.of('a'); moment.told(null); moment.pin(4); moment.of('a'); moment.of('b'); moment.told(null)
+      const anew = [moment.step, moment.hovered]
       forget()
       const of = { url: '/f', query: { layer: 2 }, steps: 128 }
       return {
-        kept, seen, windows: [windowAt(0, 128), windowAt(700, 512), windowAt(767, 512), windowAt(768, 512)],
+        kept, anew, seen, windows: [windowAt(0, 128), windowAt(700, 512), windowAt(767, 512), windowAt(768, 512)],
         asked: [addressOf({ ...of, follow: 'window' }, null), addressOf({ ...of, follow: 'window' }, 200),
           addressOf({ ...of, follow: 'step' }, 9), addressOf({ ...of, follow: 'step' }, null), addressOf(of, 9)],
       }
     }"""
     found = page.evaluate(script)
     assert found["kept"] == 11, "what was shown from here comes back late and moves nothing"
-    assert [step for step, _ in found["seen"]] == [7, 9, 11, 3, 3, None]
+    assert found["anew"] == [None, None], "another run begins where its address says"
+    assert [step for step, _ in found["seen"]] == [7, 9, 11, 3, 3, None, 4, 4, None]
     assert found["windows"] == [[0, 128], [257, 768], [257, 768], [513, 1024]]
     assert found["asked"] == [
         "/f?layer=2&steps=128", "/f?layer=2&from=129&to=256", "/f?layer=2&step=9", "/f?layer=2", "/f?layer=2",

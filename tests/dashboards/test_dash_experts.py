@@ -199,16 +199,20 @@ def test_runs_of_unlike_shapes_have_figures_with_dashes_and_hostile_names_run_no
 
 
 @pytest.mark.parametrize(
-    ("query", "asked"),
+    ("query", "asked", "steps"),
     [
-        ({"layer": "3"}, "what=loads&layers=3"),
-        ({"panel": "layers"}, "what=layers"),
-        ({"panel": "ranks"}, "what=loads"),
+        ({"layer": "3"}, "what=loads&layers=3", 512),
+        ({"panel": "controller", "layer": "3"}, "what=loads&layers=3", 256),
+        ({"panel": "layers"}, "what=layers", 512),
+        ({"panel": "ranks"}, "what=loads", 1),
+        ({"panel": "compare"}, "what=layers", None),
     ],
 )
-def test_what_is_saved_is_what_the_panel_shows(world: World, query: dict[str, str], asked: str) -> None:
+def test_what_is_saved_is_what_the_panel_shows(
+    world: World, query: dict[str, str], asked: str, steps: int | None
+) -> None:
     told = shown(page(**query), "saving")
-    assert told["records"] == f"/export/experts/run-01?{asked}" and told["steps"] == 512
+    assert told["records"] == f"/export/experts/run-01?{asked}" and told["steps"] == steps
 
 
 def test_time_axes_ask_for_a_length_and_leave_the_end_to_the_cursor() -> None:

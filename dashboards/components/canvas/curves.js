@@ -2,7 +2,7 @@
 
 import { moment } from "./moment.js"
 import { css, grouped, line, text, widthOf } from "./paint.js"
-import { columnOf, placeNow, timed } from "./time_axis.js"
+import { columnOf } from "./time_axis.js"
 
 const LEFT = 34
 const RIGHT = 54
@@ -34,21 +34,20 @@ export const curves = {
   at(view, x) {
     const { plan } = view
     if (!plan || x < LEFT || x > LEFT + plan.wide) return null
-    return { column: columnOf(view.frame.arrays.steps.values, Math.round(plan.from + ((plan.to - plan.from) * (x - LEFT)) / plan.wide)) ?? 0 }
+    return { step: Math.round(plan.from + ((plan.to - plan.from) * (x - LEFT)) / plan.wide) }
   },
 
   move(view, place, direction) {
-    const count = view.frame.arrays.steps.values.length
-    const from = place?.column ?? columnOf(view.frame.arrays.steps.values, moment.step) ?? count - 1
-    return { column: Math.max(0, Math.min(count - 1, from + ({ Left: -1, Right: 1 }[direction] ?? 0))) }
+    const steps = stepsOf(view.plan)
+    const from = columnOf(steps, place?.step ?? moment.step) ?? steps.length - 1
+    return { step: steps[Math.max(0, Math.min(steps.length - 1, from + ({ Left: -1, Right: 1 }[direction] ?? 0)))] }
   },
 
-  pick: timed.pick,
+  pick: (view, place) => view.show(place.step),
 
   words(view, given) {
     if (!view.plan) return []
-    const place = placeNow(view, given)
-    const step = place ? view.frame.arrays.steps.values[place.column] : null
+    const step = given?.step ?? moment.hovered ?? moment.step
     if (step === null) return [{ text: "Point at a moment; click or Enter shows it everywhere." }]
     const parts = view.plan.runs.map(({ name, frame }) => {
       const column = columnOf(frame.arrays.steps.values, step)
@@ -64,6 +63,9 @@ export const curves = {
     return `CV over its floor of the worst layer: ${ends.join("; ")}.`
   },
 }
+
+// The steps that either run has a column for, in order. A place on this axis is a step: runs have columns of their own.
+const stepsOf = ({ runs }) => [...new Set(runs.flatMap(({ frame }) => [...frame.arrays.steps.values]))].sort((one, other) => one - other)
 
 function planOf(view) {
   const { tokens, data } = view

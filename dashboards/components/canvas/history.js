@@ -137,7 +137,7 @@ function drawSkips(context, view, plan, values, at) {
     gridOf(plan.layers, plan.axis.count, (layer, column) => at(values)(layer, column) / plan.most, scales(view).sequence))
   drawPart(context, view, plan, cells, plan.skipTop)
   drawNames(context, view, plan, plan.skipTop, values, (value) => (value > 0 ? `${(value * 100).toFixed(1)} %` : "–"), (value) => (value > plan.most / 2 ? "warn" : ""))
-  const marks = [0, 0.25, 0.5, 0.75, 1].map((share) => (share % 0.5 ? "" : `${(plan.most * share * 100).toFixed(plan.most < 0.02 ? 2 : 0)} %`))
+  const marks = [0, 0.25, 0.5, 0.75, 1].map((share) => (share % 0.5 ? "" : `${(plan.most * share * 100).toFixed(plan.most < 0.02 ? 2 : plan.most < 0.1 ? 1 : 0)} %`))
   drawScale(context, view, "skip share of every layer", plan.skipTop - 30, (share) => sequenceColor(tokens, share), marks)
 }
 

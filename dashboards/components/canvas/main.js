@@ -65,10 +65,11 @@ class View {
     this.data = component.data ?? {}
     this.kind = KINDS[this.data.kind]
     this.holder.dataset.kind = this.data.kind
-    this.readout.hidden = !this.kind.words
+    this.readout.hidden = !this.kind.words && !this.kind.dom
     this.canvas.hidden = this.above.hidden = false
     if (this.kind.at === undefined) this.canvas.tabIndex = -1
     this.tokens = readTokens(this.root)
+    if (this.data.cursorOf) moment.of(this.data.cursorOf)
     if (this.data.step !== undefined) moment.told(this.data.step)
     this.aim()
     this.paint()
@@ -77,6 +78,7 @@ class View {
 
   end() {
     this.kind.end?.(this)
+    if (this.kind.timed && this.cursor) moment.hover(null)
     this.stopListening?.()
     this.stopOther?.()
     this.forget()
@@ -107,12 +109,14 @@ class View {
     this.stopOther?.()
     this.otherAddress = other
     this.otherState = NOTHING
-    if (other) this.stopOther = subscribe(other, (state) => this.hearOther(state), this.manner)
+    if (other) this.stopOther = subscribe(other, (state) => this.hearOther(state), { ...this.manner, ...data.otherManner })
   }
 
+  // What shows the past is asked for once. A whole run has one address, live and pinned, which goes on being asked.
   get manner() {
     const { data } = this
-    return { once: Boolean(data.once) || Boolean(data.follow && moment.step !== null), every: data.every }
+    const past = moment.step !== null && (data.follow === "step" || (data.follow === "window" && data.steps))
+    return { once: Boolean(data.once || past), every: data.every }
   }
 
   listenTo(address) {
@@ -235,7 +239,7 @@ class View {
   moveTo(place) {
     if (JSON.stringify(place) === JSON.stringify(this.cursor)) return
     this.cursor = place
-    if (this.kind.timed) moment.hover(place ? this.frame.arrays.steps.values[place.column] : null)
+    if (this.kind.timed) moment.hover(place ? (place.step ?? this.frame.arrays.steps.values[place.column]) : null)
     this.kind.over ? this.paintAbove() : this.paint()
   }
 

@@ -1,6 +1,7 @@
 // The one time cursor of a page: the step that is shown (null while the page follows the run) and the step that is
 // pointed at. Every picture listens here, so that a moment is the same in all of them without a rerun.
 
+let run
 let step = null
 let hovered = null
 let told
@@ -18,6 +19,18 @@ export const moment = {
 
   get hovered() {
     return hovered
+  },
+
+  // The run whose moment this is: with another one the cursor begins anew where the address says.
+  of(value) {
+    if (value === run) return
+    const other = run !== undefined
+    run = value
+    if (!other) return
+    told = undefined
+    sent.length = 0
+    this.hover(null)
+    this.pin(null)
   },
 
   // What the address says. Only a new word counts: a page that is drawn again in the middle of a replay says the old one,
@@ -53,7 +66,7 @@ export const moment = {
     return () => {
       listeners.delete(listener)
       if (listeners.size) return
-      ;[step, hovered, told] = [null, null, undefined]
+      ;[run, step, hovered, told] = [undefined, null, null, undefined]
       sent.length = 0
     }
   },

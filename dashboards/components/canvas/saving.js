@@ -12,22 +12,49 @@ const TITLE = 34
 export const saving = {
   dom: true,
 
+  // The row is made once: who stands on one of its links with the keyboard stays there.
   draw(view) {
-    const row = document.createElement("div")
-    row.className = "tt-saving"
-    row.append("Save", link("PNG", "the pictures of this page as they are", () => save(view)))
-    const { records, steps, newest } = view.data
-    const [from, to] = !steps ? [null, null] : moment.step === null ? [Math.max(0, newest - steps + 1), null] : windowAt(moment.step, steps)
-    const ends = [["from", from], ["to", to]].filter(([, end]) => end !== null).map(([name, end]) => `&${name}=${end}`)
-    for (const [words, format] of [["CSV", "csv"], ["Parquet", "parquet"]]) {
-      const made = link(words, `the records behind this panel${from === null ? "" : `, from step ${from} on`}`, null)
-      made.href = `${records}&format=${format}${ends.join("")}`
-      row.append(made)
+    if (!view.row) {
+      view.row = document.createElement("div")
+      view.row.className = "tt-saving"
+      view.row.append("Save", link("PNG", "the pictures of this page as they are", () => save(view)))
+      view.links = [["CSV", "csv"], ["Parquet", "parquet"]].map(([words, format]) => recordsLink(view, words, format))
+      view.row.append(...view.links)
     }
-    put(view, row)
+    view.links.forEach((made) => made.aim())
+    put(view, view.row)
   },
 
   stepped: (view) => view.paint(),
+}
+
+// A link to records. While the run goes on its first step is that of the moment at which it is used; a file that is
+// refused says why in a page of its own.
+function recordsLink(view, words, format) {
+  const made = link(words, "", null)
+  Object.assign(made, { target: "_blank", rel: "noopener" })
+  made.aim = () => {
+    const [from, to] = endsOf(view)
+    const ends = [["from", from], ["to", to]].filter(([, end]) => end !== null).map(([name, end]) => `&${name}=${end}`)
+    made.href = `${view.data.records}&format=${format}${ends.join("")}`
+    const which = from === null ? "of the whole run" : from === to ? `of step ${from}` : to === null ? `from step ${from} on` : `of steps ${from} to ${to}`
+    made.title = `the records behind this panel, ${which}`
+  }
+  made.onpointerdown = made.onclick = made.oncontextmenu = () => made.aim()
+  return made
+}
+
+// The first and the last step of the records, null where the run's own end stands; of one step that whose counts are drawn.
+function endsOf(view) {
+  const { steps, newest, run } = view.data
+  if (!steps) return [null, null]
+  const drawn = [...view.everyone].filter(({ data, frame }) => data?.follow === "step" && frame?.header.run === run).map(({ frame }) => frame.header)
+  const last = Math.max(newest, ...drawn.map(({ step }) => step).filter(Number.isFinite))
+  if (steps === 1) {
+    const step = moment.step === null ? last : (drawn.find(({ asked }) => asked === moment.step)?.step ?? moment.step)
+    return [step, step]
+  }
+  return moment.step === null ? [Math.max(0, last - steps + 1), null] : windowAt(moment.step, steps)
 }
 
 function link(words, title, act) {
@@ -38,7 +65,11 @@ function link(words, title, act) {
     made.setAttribute("role", "button")
     made.tabIndex = 0
     made.onclick = act
-    made.onkeydown = (event) => (event.key === "Enter" ? act() : undefined)
+    made.onkeydown = (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return
+      event.preventDefault()
+      act()
+    }
   }
   return made
 }

@@ -59,20 +59,20 @@ export const timeline = {
     const by = { ArrowLeft: -1, ArrowRight: 1, PageDown: -100, PageUp: 100 }[event.key]
     if (by) stepBy(view, by * (event.shiftKey ? 10 : 1))
     else if (event.key === " ") toggle(view)
-    else if (event.key === "Home") view.show(firstStep(view))
-    else if (event.key === "End") view.show(null)
+    else if (event.key === "Home") goTo(view, firstStep(view))
+    else if (event.key === "End") goTo(view, null)
     else return false
     return true
   },
 
-  pick(view, place) {
-    stop(view)
-    view.show(view.frame.arrays.steps.values[place.column])
-  },
+  pick: (view, place) => goTo(view, view.frame.arrays.steps.values[place.column]),
 
   stepped: (view) => say(view),
 
-  end: (view) => clearInterval(view.player),
+  end(view) {
+    clearInterval(view.player)
+    clearTimeout(view.naming)
+  },
 
   label(view) {
     if (!view.frame) return "The run's course: no steps yet."
@@ -101,10 +101,7 @@ function controlsOf(view) {
   }
   const live = document.createElement("button")
   live.textContent = "Live"
-  live.onclick = () => {
-    stop(view)
-    view.show(null)
-  }
+  live.onclick = () => goTo(view, null)
   const told = document.createElement("output")
   made.append(back, play, forward, speed, live, told)
   Object.assign(view, { controls: made, playButton: play, speedButton: speed, liveButton: live, told })
@@ -151,7 +148,19 @@ function say(view) {
   const step = live ? newest : moment.step
   const column = frame && !live ? columnOf(frame.arrays.steps.values, step) : null
   const at = column === null ? "" : new Date(frame.arrays.at_s.values[column] * 1000).toISOString().slice(11, 19)
-  view.told.replaceChildren(strong(step === null ? "–" : `step ${grouped(step)}`), document.createTextNode(at && ` ${at}`))
+  const counted = countedStep(view)
+  const words = `${at && ` ${at}`}${counted === null ? "" : ` (counts of step ${grouped(counted)})`}`
+  view.told.replaceChildren(strong(step === null ? "–" : `step ${grouped(step)}`), document.createTextNode(words))
+}
+
+// The step whose counts are drawn where those of the shown one were thinned with age; null where they are its own.
+function countedStep(view) {
+  for (const other of view.everyone) {
+    const { run, asked, step } = other.frame?.header ?? {}
+    const mine = other.data?.follow === "step" && run === view.frame?.header.run
+    if (mine && asked !== undefined && asked === moment.step && step !== asked) return step
+  }
+  return null
 }
 
 function strong(words) {
@@ -173,6 +182,11 @@ function newestStep(view) {
 
 const firstStep = (view) => (view.frame ? (view.frame.header.first_step ?? view.frame.arrays.steps.values[0]) : 0)
 
+function goTo(view, step) {
+  stop(view)
+  view.show(step)
+}
+
 // One step at a time; past the newest one the page is live again. The address follows once the keys rest.
 function stepBy(view, by) {
   stop(view)
@@ -190,9 +204,13 @@ function toggle(view) {
     view.show(moment.step)
     return
   }
+  if (newestStep(view) === null) return
   if (moment.step === null || moment.step >= newestStep(view)) moment.pin(firstStep(view))
-  let [owed, busy] = [0, 0]
+  clearTimeout(view.naming)
+  let [owed, busy, mine] = [0, 0, moment.step]
   view.player = setInterval(() => {
+    // Someone else has moved the cursor (a click, Escape, the browser's Back): it is no longer this replay's.
+    if (moment.step === null || moment.step !== mine) return stop(view)
     const newest = newestStep(view)
     // The pictures set the pace: while one of them still waits for its frame the cursor waits too.
     if ([...view.everyone].some((other) => other.data.follow === "step" && other.loading) && busy++ < 10) return
@@ -200,7 +218,7 @@ function toggle(view) {
     owed += (view.speed * TICK_MS) / 1000
     const by = Math.floor(owed)
     owed -= by
-    if (by) moment.pin(Math.min(moment.step + by, newest))
+    if (by) moment.pin((mine = Math.min(moment.step + by, newest)))
     if (moment.step >= newest) {
       stop(view)
       view.show(moment.step)
@@ -211,6 +229,7 @@ function toggle(view) {
 
 function stop(view) {
   clearInterval(view.player)
+  clearTimeout(view.naming)
   view.player = 0
   say(view)
 }
@@ -221,7 +240,9 @@ function drawWindow(context, view, plan) {
   if (!steps) return
   const { values } = plan.axis.steps ? view.frame.arrays.steps : { values: [] }
   const newest = values.at(-1)
+  if (newest === undefined) return
   const [from, to] = moment.step === null ? [newest - steps + 1, newest] : windowAt(moment.step, steps)
+  if (from > newest || to < values[0]) return
   const first = columnOf(values, Math.max(from, values[0])) ?? 0
   const last = columnOf(values, Math.min(to, newest)) ?? values.length - 1
   const [x] = plan.axis.span(first)

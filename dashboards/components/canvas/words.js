@@ -50,7 +50,8 @@ export function put(view, child) {
   view.readout.hidden = false
   view.readout.style.opacity = view.stale ? 0.45 : 1
   view.readout.dataset.step = view.frame?.header.step ?? ""
-  view.readout.replaceChildren(child)
+  // What stands there already stays, and with it the focus.
+  if (child.parentElement !== view.readout) view.readout.replaceChildren(child)
 }
 
 // A sentence in the picture's place, where there is nothing to draw; and the picture again.
