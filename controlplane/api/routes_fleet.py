@@ -268,10 +268,9 @@ def layers_over_time(
     """Every layer's distance from its sampling floor and skip share over steps as a binary frame, with an ETag."""
     run = _known(parts, run_id)
     with parts.store.read() as session:
-        if first is None and last is None and steps is None:
-            found = experts_over_time.course_frame(session, parts.live, run, columns)
-        else:
-            found = experts_over_time.layers_frame(session, run, first=first, last=last, steps=steps, columns=columns)
+        found = experts_over_time.over_time_frame(
+            session, parts.live, run, first=first, last=last, steps=steps, columns=columns
+        )
     return framed(request, found, f"expert record of {run_id}")
 
 

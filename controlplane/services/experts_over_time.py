@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from controlplane.rules.expert_marks import BEFORE_STEPS, data_mix_shifts
 from controlplane.rules.expert_swings import autocorrelations
 from controlplane.rules.experts import mean_of_known, period_steps
+from controlplane.runs.states import RUN_ENDED
 from controlplane.services import frames
 from controlplane.services.live import HISTORY, Live
-from controlplane.store import experts
+from controlplane.store import experts, runs
 from controlplane.store.engine import Session
 from controlplane.store.expert_records import ExpertStep
 from controlplane.store.expert_stretches import nearest_kept
@@ -88,15 +89,41 @@ def marks(
     return found
 
 
+def over_time_frame(
+    session: Session,
+    live: Live,
+    run_id: str,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    steps: int | None = None,
+    columns: int = 256,
+) -> tuple[str, bytes] | None:
+    """layers_frame of these steps; of the kept course where they are all that the run has. None if none is stored."""
+    bounds = experts.bounds(session, run_id)
+    if bounds is None:
+        return None
+    reaches = last is None or last >= bounds[1]
+    begin = first if first is not None else bounds[0] if steps is None else (last or bounds[1]) - max(steps, 1) + 1
+    if reaches and begin <= bounds[0]:
+        return course_frame(session, live, run_id, columns)
+    return layers_frame(session, run_id, first=first, last=last, steps=steps, columns=columns)
+
+
 def course_frame(session: Session, live: Live, run_id: str, columns: int) -> tuple[str, bytes] | None:
-    """layers_frame of the whole run, made anew only when another column of it is full: a long run is dear to read."""
+    """layers_frame of the whole run, made anew only when another column of it is full: a long run is dear to read.
+
+    Once the run has ended its last steps are in it, whether they fill a column or not.
+    """
     bounds = experts.bounds(session, run_id)
     if bounds is None:
         return None
     run = live.run(run_id)
     width = min(max(columns, 1), MAX_COLUMNS)
     full = bounds[1] // max(1, (bounds[1] - bounds[0] + 1) // width)
-    key = (width, bounds[0], full, run.window[-1].attempt_no if run and run.window else None)
+    row = runs.get(session, run_id)
+    end = bounds[1] if row is None or row.status in RUN_ENDED else None
+    key = (width, bounds[0], full, end, run.window[-1].attempt_no if run and run.window else None)
     return live.kept(run_id, f"course-{width}", key, lambda: layers_frame(session, run_id, columns=width))
 
 

@@ -14,6 +14,7 @@ from controlplane.services.live import Live
 from controlplane.store import expert_merging, expert_thinning, experts
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import ExpertStep, Shape, encode_steps
+from controlplane.store.tables import Run
 from tests.services.batches import START, add_run, batch, expert
 
 SHIFT = 60
@@ -177,3 +178,32 @@ def test_the_course_of_a_long_run_is_read_again_only_when_a_column_is_full(store
     assert made[0] is made[1] and made[2] is not made[1] and made[2] is not None
     head, arrays = frames.unpack(made[2][1])
     assert (head["step"], arrays["cv_floor"].shape) == (720, (2, 32))
+    over_time = experts_over_time.over_time_frame
+    with store.read() as session:
+        for whole in ({}, {"steps": 5000}, {"first": 0}, {"first": 0, "last": 5000}):
+            assert over_time(session, live, "run-1", columns=32, **whole) is made[2], whole
+        for part in ({"steps": 10}, {"first": 700}, {"first": 0, "last": 600}, {"last": 0}):
+            assert over_time(session, live, "run-1", columns=32, **part) is not made[2], part
+        assert over_time(session, live, "none") is None
+
+
+def test_the_course_of_a_run_that_has_ended_has_its_last_steps(store: Store) -> None:
+    add_run(store)
+    old_steps(store)
+    live = Live(store, ManualClock(START))
+    shape = Shape(2, 5, 4, 1)
+    made = []
+    for step, status in ((699, "active"), (700, "active"), (700, "succeeded")):
+        one = ExpertStep(
+            "run-1", 1, step, START + step, 1, 400, 0, shape,
+            np.full((2, 5), 80, np.uint32), np.zeros((2, 5), np.float32),
+        )  # fmt: skip
+        with store.write() as session:
+            if status == "active":
+                chunk = experts.chunk_row("run-1", 1, shape, encode_steps([one]), level=0, steps=(step, step, 1))
+                session.add(chunk)
+            session.get_one(Run, "run-1").status = status
+        with store.read() as session:
+            made.append(experts_over_time.course_frame(session, live, "run-1", 32))
+    heads = [frames.unpack(frame[1])[0]["step"] for frame in made if frame]
+    assert heads == [699, 699, 700]
