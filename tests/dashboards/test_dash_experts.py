@@ -174,6 +174,14 @@ def test_two_runs_stand_side_by_side_with_their_courses_and_figures(two: World) 
     assert address(opened)["view"] == "difference"
 
 
+def test_the_other_run_is_asked_while_it_goes_on_and_marks_no_expert_that_it_lacks(two: World) -> None:
+    two.others = [Training(run="run-02", layers=8, experts=4, stopped_at=36_905)]
+    opened = page(**{"panel": "compare", "with": "run-02", "layer": "2", "expert": "7"})
+    assert [told["expert"] for told in pictures(opened) if told["kind"] == "experts"] == [7, None]
+    ended = shown(page(**{"panel": "compare", "run": "run-02", "with": "run-01"}), "curves")
+    assert (ended["once"], ended["otherManner"]) == (True, {"once": False})
+
+
 @pytest.mark.parametrize("named", ["", "nope", "run-01"])
 def test_without_another_run_it_says_what_to_choose(two: World, named: str) -> None:
     opened = page(**({"panel": "compare", "with": named} if named else {"panel": "compare"}))
