@@ -4,7 +4,10 @@ A tapped router gets a subclass of its class whose `forward` leaves a reference 
 router of the model adds all of them to one buffer in two operations. A forward hook would do the same, but any hook at
 all sends `nn.Module.__call__` down a path that costs a microsecond a module more (docs/attach.md has the figures).
 Inside torch.compile the tap is a custom op, so that the graph does not break. Nothing here waits for a device: indices
-are added with scatter_add_, since bincount must know its length first.
+are added with scatter_add_, since bincount must know its length first. An index that is no slot (routers mark dropped
+and padded tokens with −1) counts nothing; on a device, where it would end the process, three more operations see to it
+always, on the CPU from the first such index on. Outside of compiled graphs no error of ours reaches the trainer's
+forward: the first one ends the counting.
 
 What is counted: forwards in training mode, with or without gradients (reentrant checkpointing runs its first forward
 without), but none that happen inside a backward pass: those are recomputations. What is not: statistics.
@@ -33,6 +36,12 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def _within(chosen: Tensor, weight: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Indices that are all slots, and int32 weights that are 0 where they were none."""
+    inside = chosen.clamp(0, slots - 1)
+    return inside, weight * (inside == chosen)
+
+
 def _add(row: Tensor, picked: Tensor, kind: int, kept: Tensor | None) -> None:
     """Adds one router's choices to its row [S] of int32. `kept` [T] is 0 where a token is padding."""
     if kind == COUNTS:
@@ -45,7 +54,7 @@ def _add(row: Tensor, picked: Tensor, kind: int, kept: Tensor | None) -> None:
         row.add_(chosen.sum(0) if kept is None else (chosen * kept[:, None]).sum(0))
         return
     weight = torch.ones((), dtype=row.dtype, device=row.device) if kept is None else kept[:, None]
-    row.scatter_add_(0, chosen.reshape(-1).long(), weight.expand(chosen.shape).reshape(-1))
+    row.scatter_add_(0, *_within(chosen.reshape(-1).long(), weight.expand(chosen.shape).reshape(-1), len(row)))
 
 
 @torch.library.custom_op("trimtab::count", mutates_args=("row",))
@@ -76,16 +85,22 @@ class Tap:
     def __init__(self, counter: Counter, row: int, top_k: int, logits_at: int | None) -> None:
         self.counter, self.row, self.top_k, self.logits_at = counter, row, top_k, logits_at
         self.compiled_row = torch.zeros(counter.slots, dtype=torch.int32, device=counter.counts.device)
+        self.kind = INDEX
+        """Of what was chosen, once it is known."""
         self.pick: Callable[[Forward], Tensor] | None = None
-        """In place of a search of the output: from the call to what was chosen, of the counter's kind."""
         self.gauge: Any = None
         """facts.Gauge, where the counter has `facts`."""
+
+    def choose(self, kind: int, pick: Callable[[Forward], Tensor]) -> None:
+        """In place of a search of the output: `pick` tells what a call has chosen, of this kind."""
+        self.kind, self.pick = kind, pick
+        self.counter.alike = self.counter.alike and kind == INDEX
 
     def read(self, call: Forward) -> tuple[int, Tensor, int | None]:
         """What was chosen, its kind, and its place if that is all there is to know. Keeps nothing, since it is traced
         into compiled graphs; raises TypeError if nothing in the output tells the choices."""
         if self.pick is not None:
-            return self.counter.kind, self.pick(call), None
+            return self.kind, self.pick(call), None
         whole = isinstance(call.output, Tensor)
         items = (call.output,) if whole else call.output
         for at, item in enumerate(items):
@@ -137,16 +152,20 @@ def _forward_of(counter: Counter, base: type) -> Callable[..., Any]:
             if compiling():
                 _count_traced(Forward(self, output, more or (given,), named))
             elif outside() == -1:
-                if at is not None:
-                    chose(output[at])
-                else:
-                    counter.kind, picked, at = self._trimtab.read(Forward(self, output, more or (given,), named))
-                    chose(picked)
-                ran(self)
-                if facts is not None and facts.computing:
-                    self._trimtab.gauge.add(Forward(self, output, more or (given,), named), counter.kept)
-                if self is last:
-                    flush()
+                try:
+                    if at is not None:
+                        chose(output[at])
+                    else:
+                        picked, at = counter.read(Forward(self, output, more or (given,), named))
+                        chose(picked)
+                    ran(self)
+                    if facts is not None and facts.computing:
+                        self._trimtab.gauge.add(Forward(self, output, more or (given,), named), counter.kept)
+                    if self is last:
+                        flush()
+                        counter.kept = None  # it was this forward's
+                except Exception as error:  # ours: the trainer's forward has its output
+                    counter.fail(error)
         return output
 
     return tapped
@@ -179,16 +198,21 @@ def untap(module: nn.Module) -> None:
     """Gives a tapped module its class back, unless somebody has changed it again since."""
     if "_trimtab_base" in type(module).__dict__:
         module.__class__ = type(module).__dict__["_trimtab_base"]
-        del module.__dict__["_trimtab"]
+        module.__dict__.pop("_trimtab", None)
 
 
 class Counter:
-    """Adds up what tapped routers chose, into `counts`: int32 [rows, S], on the routers' device, not reset here."""
+    """Adds up what tapped routers chose since `forget`, into `counts`: int32 [rows, S], on the routers' device."""
 
     def __init__(self, counts: Tensor) -> None:
         self.counts = counts
         self.rows, self.slots = counts.shape
-        self.kind = INDEX
+        self._guarded = counts.device.type != "cpu"
+        self._zero = True  # whether nothing was added since `forget`
+        self.alike = True
+        """Whether every router tells indices."""
+        self.failed: Exception | None = None
+        """What ended the counting."""
         self.facts: Any = None
         """facts.Facts, set before `begin` where they are asked for; then every tap has its gauge."""
         self.kept: Tensor | None = None
@@ -218,18 +242,41 @@ class Counter:
             self.flush()
         self.kept = None if mask is None else mask.detach().reshape(-1).to(torch.int32)
 
+    def read(self, call: Forward) -> tuple[Tensor, int | None]:
+        """What a call has chosen, and its place in the output if all routers of its class have it there."""
+        tap: Tap = call.module._trimtab
+        kind, picked, at = tap.read(call)
+        if at is not None or kind != tap.kind:
+            for module, other in zip(self.modules, self.taps, strict=True):
+                if other is tap or (at is not None and type(module) is type(call.module)):
+                    other.kind = kind
+            self.alike = all(one.kind == INDEX for one in self.taps)
+        return picked, at
+
+    def fail(self, error: Exception) -> None:
+        """Ends the counting for good and gives every router its class back; `collect` says why."""
+        self.failed = self.failed or error
+        self.ran.clear()
+        self.chosen.clear()
+        for module in self.modules:
+            untap(module)
+
     def flush(self) -> None:
-        """Adds what is pending to the counts: two operations when each router ran once on as many tokens."""
+        """Adds what is pending: two operations when each router ran once on as many tokens."""
         if not self.ran:
             return
         modules, chosen = self.ran.copy(), self.chosen.copy()
         self.ran.clear()
         self.chosen.clear()
-        if modules == self.modules and self.kind == INDEX and self._add_together(chosen):
-            return
-        for module, one in zip(modules, chosen, strict=True):
-            tap: Any = module._trimtab
-            _add(self.counts[tap.row], one, self.kind, self.kept)
+        try:
+            if self.alike and modules == self.modules and self._add_together(chosen):
+                return
+            for module, one in zip(modules, chosen, strict=True):
+                tap: Any = module._trimtab
+                _add(self.counts[tap.row], one, tap.kind, self.kept)
+            self._zero = False
+        except Exception as error:  # as in `tapped`
+            self.fail(error)
 
     def _add_together(self, picked: list[Tensor]) -> bool:
         """Adds one choice of each router at once; False if they are not alike."""
@@ -240,7 +287,17 @@ class Counter:
         if stacked.dtype != torch.int64:
             return False
         chosen = stacked.view(self.rows, -1)
-        self.counts.scatter_add_(1, chosen, self._weight(chosen.shape, picked[0].shape))
+        weight = self._weight(chosen.shape, picked[0].shape)
+        if not self._guarded:
+            before = None if self._zero else self.counts.clone()
+            self._zero = False
+            try:
+                self.counts.scatter_add_(1, chosen, weight)
+                return True
+            except RuntimeError:  # an index that is no slot; those before it were added
+                self._guarded = True
+                self.counts.copy_(before) if before is not None else self.counts.zero_()
+        self.counts.scatter_add_(1, *_within(chosen, weight, self.slots))
         return True
 
     def _weight(self, shape: torch.Size, one: torch.Size) -> Tensor:
@@ -255,24 +312,41 @@ class Counter:
             self._ones[shape] = ones
         return ones
 
-    def collect(self) -> None:
-        """Makes the counts whole: what is pending, and what compiled graphs counted."""
+    def _gather(self) -> None:
+        """Adds what is pending and what compiled graphs counted."""
         self.flush()
         if _compiled[0]:
             rows = [tap.compiled_row for tap in self.taps]
             self.counts.add_(torch.stack(rows))
+            self._zero = False
             torch._foreach_zero_(rows)
+            self.kept = None  # a compiled graph cannot say when its forward has ended
+
+    def collect(self) -> None:
+        """Makes the counts whole; RuntimeError once the counting has ended."""
+        self._gather()
+        if self.failed is not None:
+            raise RuntimeError(f"the routers are counted no longer: {self.failed}") from self.failed
+
+    def forget(self) -> None:
+        """Begins the next step, whether or not this one was collected."""
+        self.ran.clear()
+        self.chosen.clear()
+        self.counts.zero_()
+        self._zero = True
+        if _compiled[0]:
+            torch._foreach_zero_([tap.compiled_row for tap in self.taps])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Forgets what is counted inside."""
-        self.collect()
+        self._gather()
         before = self.counts.clone()
         try:
             with nullcontext() if self.facts is None else self.facts.paused():
                 yield
         finally:
-            self.collect()
+            self._gather()
             self.counts.copy_(before)
 
     def close(self) -> None:

@@ -175,6 +175,7 @@ def test_a_device_that_fails_ends_neither_the_training_nor_the_closing(records: 
     trainer.lane.events[0].query = failed  # type: ignore[method-assign]  # the device's own word
     with pytest.raises(RuntimeError):  # which AttachedProbe.step drops
         trainer.step(2, 1)
+    trainer.sender.reader.collect()
     assert not trainer.sender.reader.counts.any()  # and the next step does not begin with this one's tokens
     trainer.sender.close()
     assert trainer.probe.dropped == 1

@@ -129,3 +129,19 @@ def test_a_version_without_the_function_is_named(trainer: Any, records: Records)
     del sys.modules["prime_rl.trainer.model"].get_load_balance_stats
     with pytest.raises(AttachError, match="get_load_balance_stats"):
         attach(Model())
+
+
+def test_a_counter_that_is_gone_costs_the_step_and_not_the_frameworks_call(trainer: Any, records: Records) -> None:
+    model = Model()
+    probe = attach(model)
+    mixture: Any = model.model.layers[0]["mlp"]
+    mixture.tokens_per_expert = torch.zeros(3)
+    assert trainer.get_load_balance_stats(model) == {"max_vio": 0.0}
+    probe.step(1)
+    assert (probe.dropped, records.rows()) == (1, [])
+    mixture.tokens_per_expert = torch.zeros(4)
+    model(x(1))
+    trainer.get_load_balance_stats(model)
+    probe.step(2)
+    assert records.counts(records.last()).tolist() == [expected(1)] * 2
+    probe.close()

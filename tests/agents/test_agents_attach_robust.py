@@ -6,7 +6,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from agents.probe.attach import attach, bias_checksum
+from agents.probe.counting import COUNTS, INDEX, MAP, count
 from agents.probe.frameworks.routers import Biases, Router
 from tests.records import Records, records
 
@@ -88,3 +89,110 @@ def test_without_an_agent_a_model_without_routers_is_no_error(monkeypatch: pytes
     probe.step(1, loss=1.0)
     probe.close()
     assert probe.dropped == 0
+
+
+class Gate(nn.Module):
+    """Hands out whatever the test chooses."""
+
+    num_experts, top_k = 4, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gives: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        return x, self.gives
+
+
+class MapGate(Gate):
+    """Another class of router, in the same model."""
+
+
+class CountGate(Gate):
+    """And a third."""
+
+
+CHOSEN = torch.tensor([[0, 1], [-1, 3], [3, -1], [4, 2], [2**40, -(2**40)]])
+COUNTED = [1, 1, 1, 2]
+
+
+def test_a_router_whose_output_tells_nothing_ends_the_counting_and_not_the_training(
+    records: Records, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.ModuleList([Gate(), Gate()])
+    probe = attach(model)
+    for step in (1, 2):
+        for gate in model:
+            assert gate(torch.ones(1))[0].tolist() == [1]
+        probe.step(step)
+    assert (probe.dropped, records.rows(), [type(gate) for gate in model]) == (2, [], [Gate, Gate])
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("counted no longer: a router's output holds neither chosen experts nor a map of them")
+    with probe.paused():
+        probe.padding(torch.ones(1, 1))
+    probe.close()
+
+
+def test_choices_that_change_under_way_end_the_counting_and_not_the_training(records: Records) -> None:
+    model = nn.ModuleList([Gate(), Gate()])
+    probe = attach(model)
+    for step, gives in enumerate((CHOSEN, None, CHOSEN)):
+        for gate in model:
+            gate.gives = gives
+            gate(torch.ones(1))
+        probe.step(step)
+    assert ([record.step for record in records.rows()], probe.dropped) == ([0], 2)
+    probe.close()
+
+
+@pytest.mark.parametrize("micro_batches", [[CHOSEN], [torch.tensor([[1, 2]]), CHOSEN]])
+def test_an_index_that_is_no_expert_counts_nothing(micro_batches: list[Tensor], records: Records) -> None:
+    """Routers mark dropped and padded tokens with −1; on a device such an index would end the process."""
+    model = nn.ModuleList([Gate(), Gate()])
+    probe = attach(model)
+    for gives in micro_batches:
+        for gate in model:
+            gate.gives = gives
+            gate(torch.ones(1))
+    probe.step(1)
+    good = len(micro_batches) - 1
+    assert records.counts(records.last()).tolist() == [[1, 1 + good, 1 + good, 2]] * 2
+    model[1].gives = CHOSEN[:2].int()  # fewer tokens: each router is added by itself
+    for gate in model:
+        gate(torch.ones(1))
+    probe.step(2)
+    assert records.counts(records.last()).tolist() == [COUNTED, [1, 1, 0, 1]]
+    row = torch.zeros(4, dtype=torch.int32)
+    count(CHOSEN, row, INDEX, None)
+    assert row.tolist() == COUNTED
+    probe.close()
+
+
+def test_router_classes_that_tell_their_choices_in_different_ways(records: Records) -> None:
+    model = nn.ModuleList([Gate(), MapGate(), CountGate(), Gate(), MapGate()])
+    chosen = torch.tensor([[0, 1], [1, 3], [1, 2]])
+    counts = torch.tensor([1, 3, 1, 1])
+    told: dict[Any, Tensor] = {Gate: chosen, MapGate: nn.functional.one_hot(chosen, 4).sum(1).bool(), CountGate: counts}
+    for gate in model:
+        gate.gives = told[type(gate)]
+    probe = attach(model)
+    for step in (1, 2):
+        for gate in model:
+            gate(torch.ones(1))
+        probe.step(step)
+        assert records.counts(records.last()).tolist() == [counts.tolist()] * 5
+    assert [cast(Any, gate)._trimtab.kind for gate in model] == [INDEX, MAP, COUNTS, INDEX, MAP]
+    probe.close()
+
+
+def test_a_mask_is_of_one_forward_only(records: Records) -> None:
+    model = nn.ModuleList([Gate(), Gate()])
+    probe = attach(model)
+    probe.padding(torch.tensor([[1, 0, 0]]))
+    for chosen in (torch.tensor([[0, 1], [2, 3], [2, 3]]), torch.tensor([[0, 1], [0, 1], [0, 1]])):
+        for gate in model:
+            gate.gives = chosen
+            gate(torch.ones(1))
+    probe.step(1)
+    assert records.counts(records.last()).tolist() == [[4, 4, 0, 0]] * 2
+    probe.close()

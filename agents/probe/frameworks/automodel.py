@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import COUNTS, Forward, untap
+from agents.probe.counting import INDEX, Forward, untap
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import AtMoment, Options, Reader, Router, bias_of, made_by, named, number_of
 
@@ -63,15 +63,12 @@ class AutomodelChoices(Tapped):
 
     def install(self, counts: Tensor) -> None:
         super().install(counts)
-        self.counter.kind = COUNTS
         for tap in self.counter.taps:
-            tap.pick = _valid
+            tap.choose(INDEX, _valid)
 
 
 def _valid(call: Forward) -> Tensor:
-    """Counts [S] of a gate's (weights, indices [T, K], loss), given (x, token_mask [T], mesh)."""
-    indices = cast(Tensor, call.output[1])
+    """A gate's indices [T, K], −1 where its mask leaves a token out; it returns (weights, indices, loss), given
+    (x, token_mask [T], mesh)."""
     mask = call.kwargs["token_mask"] if len(call.args) < 2 else call.args[1]
-    weight = mask.reshape(-1, 1).expand(indices.shape).reshape(-1).to(torch.int32)
-    counts = torch.zeros(call.module.n_experts, dtype=torch.int32, device=indices.device)
-    return counts.scatter_add_(0, indices.reshape(-1), weight)
+    return torch.where(mask.reshape(-1, 1).bool(), cast(Tensor, call.output[1]), -1)

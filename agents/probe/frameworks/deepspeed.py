@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import COUNTS, INDEX, Forward
+from agents.probe.counting import COUNTS, Forward
 from agents.probe.facts import Facts, Gauge
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import Options, Reader, Router, made_by, named, number_of
@@ -44,10 +44,9 @@ class DeepSpeed(Tapped):
 
     def install(self, counts: Tensor) -> None:
         super().install(counts)
-        layers = [tap for tap, router in zip(self.counter.taps, self.routers, strict=True) if _is_layer(router)]
-        self.counter.kind = COUNTS if layers else INDEX
-        for tap in layers:
-            tap.pick = _exp_counts
+        for tap, router in zip(self.counter.taps, self.routers, strict=True):
+            if _is_layer(router):
+                tap.choose(COUNTS, _exp_counts)
 
     def gauge(self, facts: Facts, router: Router) -> Gauge:
         return _Capacity(facts, router) if _is_layer(router) else super().gauge(facts, router)

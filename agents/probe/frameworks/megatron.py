@@ -85,7 +85,7 @@ class MegatronCounts(AtMoment):
         def ours(tokens_per_expert: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.armed and tokens_per_expert.shape[0] == self._stacked:
                 self.armed = False
-                self.take(tokens_per_expert.detach()[self._rows])
+                self.attempt(lambda: tokens_per_expert.detach()[self._rows])
             return original(tokens_per_expert, *args, **kwargs)
 
         self._replaced.around(original, _FUNCTION, "megatron", ours)
@@ -109,9 +109,8 @@ class MegatronMaps(Tapped):
 
     def install(self, counts: Tensor) -> None:
         super().install(counts)
-        self.counter.kind = MAP
         for tap in self.counter.taps:
-            tap.pick = _map_without_padding
+            tap.choose(MAP, _map_without_padding)
 
     def gauge(self, facts: Facts, router: Router) -> Gauge:
         return Gauge(facts, router)  # probabilities and a map: no logits

@@ -79,7 +79,7 @@ class Tapped(Reader):
         self.counter.collect()
 
     def forget(self) -> None:
-        super().forget()
+        self.counter.forget()
         if self.facts is not None:
             self.facts.next()
 

@@ -202,6 +202,7 @@ class AtMoment(Reader):
     def __init__(self, routers: Sequence[Router], options: Options) -> None:
         super().__init__(routers, options)
         self.armed = True
+        self.failed: Exception | None = None
         halves = [2 if router.doubled else 1 for router in routers]
         self._halves = torch.tensor(halves, dtype=torch.int32)[:, None] if max(halves) > 1 else None
 
@@ -214,8 +215,18 @@ class AtMoment(Reader):
         if not self.armed:
             return
         self.armed = not self.once
-        found = [self.counter_of(router.module) for router in self.routers]
-        self.take(torch.stack([local(one) for one in found if one is not None]) if None not in found else None)
+        self.attempt(self._counted)
+
+    def _counted(self) -> Tensor | None:
+        found = [local(one) for router in self.routers if (one := self.counter_of(router.module)) is not None]
+        return torch.stack(found) if len(found) == len(self.routers) else None
+
+    def attempt(self, counted: Callable[[], Tensor | None]) -> None:
+        """Takes counts inside a call of the framework's, which no error of ours may end: `collect` raises it."""
+        try:
+            self.take(counted())
+        except Exception as error:
+            self.failed = error
 
     def take(self, counted: Tensor | None) -> None:
         """Adds counts [rows, S]."""
@@ -225,11 +236,13 @@ class AtMoment(Reader):
         self.counts.add_(whole if self._halves is None else whole // self._halves.to(whole.device))
 
     def collect(self) -> None:
-        """Everything was taken at its moment."""
+        """Everything was taken at its moment; RuntimeError if it could not be."""
+        if self.failed is not None:
+            raise RuntimeError(f"the framework's counters could not be taken: {self.failed}") from self.failed
 
     def forget(self) -> None:
         super().forget()
-        self.armed = True
+        self.armed, self.failed = True, None
 
     def before(self, method: str) -> None:
         """Makes each router's `method` a moment."""

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import Forward
+from agents.probe.counting import INDEX, Forward
 from agents.probe.facts import Facts, Gauge, output_at
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import (
@@ -101,7 +101,7 @@ class Transformers(Tapped):
     def tap(self, router: Router) -> None:
         tap = self.counter.tap(router.module, router.top_k, self._logits_at[router.name])
         if getattr(router.module, "num_router_classes", router.experts) == router.experts + 1:
-            tap.pick = _with_skips
+            tap.choose(INDEX, _with_skips)
 
     def gauge(self, facts: Facts, router: Router) -> Gauge:
         return Gauge(facts, router, output_at(self._logits_at[router.name]))
