@@ -136,7 +136,8 @@ def test_a_router_whose_output_tells_nothing_ends_the_counting_and_not_the_train
 def test_choices_that_change_under_way_end_the_counting_and_not_the_training(records: Records) -> None:
     model = nn.ModuleList([Gate(), Gate()])
     probe = attach(model)
-    for step, gives in enumerate((CHOSEN, None, CHOSEN)):
+    given: list[Any] = [CHOSEN, None, CHOSEN]
+    for step, gives in enumerate(given):
         for gate in model:
             gate.gives = gives
             gate(torch.ones(1))
