@@ -100,7 +100,7 @@ Plant = Callable[[Run, int], None]
 
 
 def head(biases: Tensor) -> int:
-    """The first eight bytes of the biases' checksum, as the probe tells them."""
+    """A head of the biases' checksum: two attempts are compared by it."""
     return int(bias_checksum(biases)[:16], 16)
 
 

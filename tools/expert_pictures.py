@@ -114,6 +114,10 @@ PICTURES = (
 )
 
 
+_HEAD = '<svg xmlns="http://www.w3.org/2000/svg" width="{}" height="{}" font-family="sans-serif" font-size="11">'
+_TITLE = '<text x="{}" y="13" fill="#20242a">{} · <tspan fill="{}">healthy</tspan> · <tspan fill="{}">{}</tspan></text>'
+
+
 def series(run: Run, measure: Measure) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The measure over windows that slide along a run: steps, values."""
     length = min(len(run["step"]), STEPS)
@@ -138,11 +142,9 @@ def drawn(picture: Picture, healthy: Run, planted: Run, onset: int) -> str:
         return f"{right:.1f},{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low):.1f}"
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        'font-family="sans-serif" font-size="11">',
+        _HEAD.format(WIDTH, HEIGHT),
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        f'<text x="{LEFT}" y="13" fill="#20242a">{picture.title} · <tspan fill="{HEALTHY_COLOUR}">healthy</tspan> · '
-        f'<tspan fill="{PLANTED_COLOUR}">{picture.scenario}</tspan></text>',
+        _TITLE.format(LEFT, picture.title, HEALTHY_COLOUR, PLANTED_COLOUR, picture.scenario),
     ]
     for value in (low, high):
         y = at(0, value).split(",")[1]

@@ -85,7 +85,8 @@ def _device(models: Sequence[nn.Module]) -> torch.device:
 
 
 def bias_checksum(biases: Biases, shape: tuple[int, int], rows: Sequence[int], device: torch.device) -> int:
-    """The first 8 bytes, big-endian, of SHA-256 over the float32 [layers, S] biases, row by row and little-endian (the
+    """The first 15 hexadecimal digits (64 signed bits hold them) of SHA-256 over the float32 [layers, S] biases, row by
+    row and little-endian (the
     head of a manifest's bias_checksum, docs/jobs.md); 0 if some are not held here, or are cut over several ranks."""
     if len(rows) < shape[0]:
         return 0
@@ -95,7 +96,7 @@ def bias_checksum(biases: Biases, shape: tuple[int, int], rows: Sequence[int], d
     bias = frame.bias.cpu()
     if bool(bias.isnan().any()):
         return 0
-    return int.from_bytes(hashlib.sha256(bias.numpy().astype("<f4").tobytes()).digest()[:8], "big")
+    return int(hashlib.sha256(bias.numpy().astype("<f4").tobytes()).hexdigest()[:15], 16)
 
 
 class AttachedProbe:

@@ -101,7 +101,7 @@ def _resumed(session: Session, attempt: LiveAttempt, last: ExpertStep, told_step
 
 def _head(checksum: str) -> int:
     """The head of a manifest's checksum as the probe tells it; 0 of one that is no SHA-256 in hexadecimal."""
-    return int(checksum[:16], 16) if re.fullmatch(r"[0-9a-f]{64}", checksum) else 0
+    return int(checksum[:15], 16) if re.fullmatch(r"[0-9a-f]{64}", checksum) else 0
 
 
 def _usual_mismatch(session: Session, attempt: LiveAttempt) -> float:

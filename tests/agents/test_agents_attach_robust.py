@@ -65,7 +65,7 @@ def test_biases_that_are_cut_over_ranks_have_no_checksum(mesh: DeviceMesh) -> No
 
     known = checksum(torch.arange(4.0))
     digest = hashlib.sha256(struct.pack("<4f", 0, 1, 2, 3)).hexdigest()
-    assert known == int(digest[:16], 16)
+    assert known == int(digest[:15], 16)
     assert checksum(DTensor.from_local(torch.arange(4.0), mesh, [Replicate()], run_check=False)) == known
     assert checksum(DTensor.from_local(torch.arange(2.0), mesh, [Shard(0)], run_check=False)) == 0
 

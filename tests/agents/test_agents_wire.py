@@ -39,7 +39,7 @@ def expert_records(draw: st.DrawFn) -> ExpertRecord:
     return ExpertRecord(
         *(draw(word), 1, 2, draw(st.integers(0, 2**62)), 3.0, 1, layers, slots, slots, 1, 9, 0, counts, bias),
         expert_parallel=draw(st.integers(1, 9)),
-        start_bias=draw(st.integers(0, 2**64 - 1)),
+        start_bias=draw(st.integers(0, 2**60 - 1)),
         route_mismatch=draw(real),
         facts=array("f", draw(st.sampled_from([[], [0.5] * 3 * layers]))),
         spread=array("d", draw(st.sampled_from([[], [2.0] * 2 * layers]))),

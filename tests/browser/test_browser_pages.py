@@ -97,7 +97,8 @@ def test_every_page_says_how_old_its_data_is(signed_in: tuple[FakeApi, str, Watc
     path, text = PAGES[name]
     settled(watched.page, url + path, text)
     label = re.compile("^capacity .* old$" if name == "submit" else "^data .* old$")
-    expect(watched.page.locator("[data-kind=badge] canvas")).to_have_attribute("aria-label", label, timeout=30_000)
+    badge = watched.page.locator("[data-kind=badge] canvas[role=img]")
+    expect(badge).to_have_attribute("aria-label", label, timeout=30_000)
 
 
 def test_a_step_leads_to_its_part_of_the_form(signed_in: tuple[FakeApi, str, Watched]) -> None:

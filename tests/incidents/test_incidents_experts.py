@@ -110,7 +110,7 @@ def test_a_skewed_rank_on_a_faulty_gpu_is_sick_too(server: Server) -> None:
     [
         ("00000000000000ab" + "0" * 48, 0.001, True),
         ("00000000000000ab" + "0" * 48, 0.2, False),
-        ("0" * 15 + "7" + "0" * 48, 0.001, False),
+        ("0" * 14 + "7" + "0" * 49, 0.001, False),
         ("sha256:no hexadecimal", 0.001, True),
         ("sha256:no hexadecimal", 0.2, False),
     ],
