@@ -254,8 +254,10 @@ INCIDENT_VIEW: dict[str, Any] = {
         "title": "GPU 3, uncorrectable errors",
     },
     "blast_radius": {
-        **{"rank": 1, "world": 4, "experts": [4, 7], "of_experts": 16, "layers": [0, 39], "of_layers": 40, "copies": 1},
-        **{"share": 0.253, "block_share": 0.253, "steps": [1180, 1243]},
+        "rank": 1,
+        "world": 4,
+        "block_share": 0.253,
+        "steps": [1180, 1243],
         "fullest": [{"layer": 23, "share": 0.31}, {"layer": 4, "share": 0.28}],
         "sentence": "Rank 1 holds experts 4 to 7 of layers 0 to 39, the only copy: 25.3 % of the tokens.",
     },
