@@ -251,12 +251,16 @@ def test_attach_finds_routers_in_numeric_order(tmp_path: Path, monkeypatch: pyte
     probe.close()
 
 
-def test_attach_says_what_it_looked_for_when_there_is_no_router() -> None:
+def test_attach_says_what_it_looked_for_when_there_is_no_router(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_HEARTBEAT_DIR", str(tmp_path))
     with pytest.raises(AttachError, match="tokens_per_expert"):
         attach(nn.Linear(2, 2))
 
 
-def test_counters_too_narrow_to_count_in_are_refused() -> None:
+def test_counters_too_narrow_to_count_in_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMTAB_HEARTBEAT_DIR", str(tmp_path))
     model = Model(1)
     model.layers[0].tokens_per_expert = torch.zeros(4, dtype=torch.bfloat16)
     with pytest.raises(AttachError, match="too narrow"):
