@@ -135,7 +135,7 @@ class Biases:
                     torch.stack(found, out=out)
                     return
             except (RuntimeError, TypeError, NotImplementedError):
-                pass
+                pass  # biases of several shapes, kinds or layouts: read one by one from here on
             self._plain = False
         for row, place in zip(out, self._places, strict=True):
             if place is not None:

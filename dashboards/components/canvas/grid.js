@@ -1,6 +1,6 @@
 // Matrices as pictures of one pixel a cell, scaled up in one go: a cell each by its own call is too slow at 58 x 256.
 
-import { css, loadColor, sequenceColor, signedColor } from "./paint.js"
+import { box, css, loadColor, sequenceColor, signedColor } from "./paint.js"
 
 const SHADES = 512
 
@@ -79,4 +79,32 @@ export function kept(view, name, parts, make) {
   const value = make()
   view.keptOf.set(name, { parts, value })
   return value
+}
+
+// Pointing at a picture of layers x columns that begins at (left, head): a place is {layer, [name]}, its column null
+// beside the cells. A view's board has layers, row (its height), wide and the number of columns under `count`.
+export function pointing({ left, head, name, count }) {
+  const clamp = (value, top) => Math.max(0, Math.min(top - 1, value))
+  return {
+    over(view, context) {
+      const { board, cursor } = view
+      if (!board || !cursor || cursor[name] === null) return
+      const wide = board.wide / board[count]
+      box(context, left + cursor[name] * wide - 1, head + cursor.layer * board.row - 1, wide + 1, board.row + 1, view.tokens.text, 1.5)
+    },
+
+    at(view, x, y) {
+      const { board } = view
+      const layer = board ? Math.floor((y - head) / board.row) : -1
+      if (layer < 0 || layer >= board.layers) return null
+      const column = Math.floor(((x - left) / board.wide) * board[count])
+      return { layer, [name]: column >= 0 && column < board[count] ? column : null }
+    },
+
+    move(view, place, direction) {
+      if (!place || !view.board) return { layer: view.data.layer ?? 0, [name]: 0 }
+      const [down, right] = { Up: [-1, 0], Down: [1, 0], Left: [0, -1], Right: [0, 1] }[direction] ?? [0, 0]
+      return { layer: clamp(place.layer + down, view.board.layers), [name]: clamp((place[name] ?? 0) + right, view.board[count]) }
+    },
+  }
 }

@@ -3,7 +3,7 @@
 // The slowest rank sets the pace of a layer, so max over mean is what imbalance costs. A run that lays its experts out on
 // one rank has no such picture, and says so.
 
-import { gridOf, drawGrid, kept, scales } from "./grid.js"
+import { drawGrid, gridOf, kept, pointing, scales } from "./grid.js"
 import { box, css, hatch, line, loadColor, text, two, veil } from "./paint.js"
 import { none, some } from "./words.js"
 
@@ -39,27 +39,7 @@ export const ranks = {
     if (view.stale) veil(context, view.tokens, LEFT, HEAD, board.wide, row * layers, view.staleWords())
   },
 
-  over(view, context) {
-    const { board, cursor } = view
-    if (!board || !cursor || cursor.rank === null) return
-    const wide = board.wide / board.count
-    box(context, LEFT + cursor.rank * wide - 1, HEAD + cursor.layer * board.row - 1, wide + 1, board.row + 1, view.tokens.text, 1.5)
-  },
-
-  at(view, x, y) {
-    const { board } = view
-    const layer = board ? Math.floor((y - HEAD) / board.row) : -1
-    if (layer < 0 || layer >= board.layers) return null
-    const rank = Math.floor(((x - LEFT) / board.wide) * board.count)
-    return { layer, rank: rank >= 0 && rank < board.count ? rank : null }
-  },
-
-  move(view, place, direction) {
-    if (!place || !view.board) return { layer: view.data.layer ?? 0, rank: 0 }
-    const [down, right] = { Up: [-1, 0], Down: [1, 0], Left: [0, -1], Right: [0, 1] }[direction] ?? [0, 0]
-    const clamp = (value, top) => Math.max(0, Math.min(top - 1, value))
-    return { layer: clamp(place.layer + down, view.board.layers), rank: clamp((place.rank ?? 0) + right, view.board.count) }
-  },
+  ...pointing({ left: LEFT, head: HEAD, name: "rank", count: "count" }),
 
   pick: (view, place) => view.component.setTriggerValue("pick", { layer: place.layer, expert: null }),
 

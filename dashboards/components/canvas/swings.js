@@ -3,7 +3,7 @@
 // Dark against light in stripes is a controller that overshoots; the stripes' distance is its period. One colour fading
 // along a row is a load that drifts. Chance is grey.
 
-import { drawGrid, gridOf, kept, scales } from "./grid.js"
+import { drawGrid, gridOf, kept, pointing, scales } from "./grid.js"
 import { box, css, hatch, signedColor, text, two, veil } from "./paint.js"
 
 const LEFT = 28
@@ -31,28 +31,7 @@ export const swings = {
     if (view.stale) veil(context, view.tokens, LEFT, HEAD, board.wide, board.bottom - HEAD, view.staleWords())
   },
 
-  over(view, context) {
-    const { board, cursor } = view
-    if (!board || !cursor || cursor.lag === null) return
-    const wide = board.wide / board.lags
-    box(context, LEFT + cursor.lag * wide - 1, HEAD + cursor.layer * board.row - 1, wide + 1, board.row + 1, view.tokens.text, 1.5)
-  },
-
-  at(view, x, y) {
-    const { board } = view
-    const layer = board ? Math.floor((y - HEAD) / board.row) : -1
-    if (layer < 0 || layer >= board.layers) return null
-    const lag = Math.floor(((x - LEFT) / board.wide) * board.lags)
-    return { layer, lag: lag >= 0 && lag < board.lags ? lag : null }
-  },
-
-  move(view, place, direction) {
-    const from = place ?? { layer: view.data.layer ?? 0, lag: 0 }
-    if (!place) return from
-    const [down, right] = { Up: [-1, 0], Down: [1, 0], Left: [0, -1], Right: [0, 1] }[direction] ?? [0, 0]
-    const clamp = (value, top) => Math.max(0, Math.min(top - 1, value))
-    return { layer: clamp(from.layer + down, view.board.layers), lag: clamp((from.lag ?? 0) + right, view.board.lags) }
-  },
+  ...pointing({ left: LEFT, head: HEAD, name: "lag", count: "lags" }),
 
   pick: (view, place) => view.component.setTriggerValue("pick", { layer: place.layer, expert: null }),
 
