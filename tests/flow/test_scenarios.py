@@ -78,6 +78,7 @@ class Walk:
         """Lets time pass, samples, and sends the faults that changed; other batches are acknowledged by nobody."""
         now = self.clock.advance(seconds)
         self.stub.beat(now)
+        self._settle()
         faults = self.agent.sample_once(now, self.clock.monotonic())
         while (taken := self.outbox.take(0)) is not None:
             if taken[0].kind == FAULTS:
@@ -86,6 +87,17 @@ class Walk:
             self.outbox.done(taken[0])
         self.told += faults
         return faults
+
+    def _settle(self) -> None:
+        """Waits for the reads that are not made to hang: their threads live by this machine's time, not by the clock's."""
+        hung = [gpu.hung_call_s is not None for gpu in self.stub.source.registers.gpus]
+        until = time.monotonic() + 30.0
+        while any(
+            worker.since_s is not None and not still
+            for worker, still in zip(self.source._gpus._workers, hung, strict=True)
+        ):
+            assert time.monotonic() < until, "a read that should come back does not"
+            time.sleep(0.002)
 
     def check(self) -> None:
         incidents.check_once(self.store, self.watch, self.epoch, self.clock.now())
