@@ -17,8 +17,8 @@ ROLES = {
     "gpu": ["gpu"],
     "server": ["server", "postgres", "kube"],
     "ui": ["ui"],
-    "dev": ["server", "ui", "postgres", "kube", "ray", "dev"],
-    "bench": ["server", "ui", "postgres", "kube", "dev", "bench"],
+    "dev": ["server", "ui", "postgres", "kube", "ray", "problems", "release", "dev"],
+    "bench": ["server", "ui", "postgres", "kube", "ray", "problems", "release", "dev", "bench"],
 }
 BESIDE = {"ui": "server"}
 """role -> role whose versions it takes, since one image holds both"""
