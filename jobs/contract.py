@@ -27,6 +27,7 @@ from jobs.manifest import (
     ManifestFile,
     Verification,
     as_text,
+    checkpoint_hash,
     is_finite,
     is_text,
     is_whole,
@@ -38,6 +39,7 @@ from jobs.manifest import (
     write_json,
     write_manifest,
 )
+from jobs.results import Result, read_result, write_result
 from jobs.skips import Ranges, data_index, format_ranges, merged, parse_ranges
 
 __all__ = [
@@ -51,10 +53,12 @@ __all__ = [
     "Manifest",
     "ManifestFile",
     "Ranges",
+    "Result",
     "StopFlag",
     "Verification",
     "announce_checkpoint",
     "as_text",
+    "checkpoint_hash",
     "data_index",
     "fingerprint",
     "format_ranges",
@@ -67,6 +71,7 @@ __all__ = [
     "parse_ranges",
     "read_exit_records",
     "read_manifest",
+    "read_result",
     "save_deadline_s",
     "sha256_of",
     "step_directory",
@@ -74,6 +79,7 @@ __all__ = [
     "write_exit_record",
     "write_json",
     "write_manifest",
+    "write_result",
     "write_save_by",
 ]
 
@@ -84,7 +90,11 @@ _SAVE_BY = "save-by.json"
 
 @dataclass(frozen=True)
 class Environment:
-    """What the controller tells a job, from variables with the prefix TRIMTAB_."""
+    """What the controller tells a job, from variables with the prefix TRIMTAB_.
+
+    `init_from` is the checkpoint of the stage before and `init_hash` its `checkpoint_hash`: one that has another is
+    refused. `prepared_dir` holds what the stage's preparing jobs wrote.
+    """
 
     run_id: str
     lifecycle_id: str
@@ -97,6 +107,8 @@ class Environment:
     checkpoint_dir: Path
     resume_from: Path | None
     init_from: Path | None
+    init_hash: str
+    prepared_dir: Path | None
     skip_steps: Ranges
     grace_s: float
     save_by_s: float | None
@@ -144,6 +156,8 @@ class Environment:
             checkpoint_dir=path("CHECKPOINT_DIR") or run_dir / f"attempt-{attempt_no:04d}",
             resume_from=path("RESUME_FROM"),
             init_from=path("INIT_FROM"),
+            init_hash=text("INIT_HASH"),
+            prepared_dir=path("PREPARED_DIR"),
             skip_steps=parse_ranges(text("SKIP_STEPS")),
             grace_s=number("GRACE_SECONDS", 30),
             save_by_s=number("SAVE_BY", 0) or None,

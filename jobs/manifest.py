@@ -118,6 +118,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def checkpoint_hash(directory: Path) -> str:
+    """What a checkpoint is called by for ever: the SHA-256 of its manifest, which has those of all its files.
+
+    ContractError when there is no manifest that can be trusted; it does not read the files (`verify` does).
+    """
+    read_manifest(directory)
+    return sha256_of(directory / MANIFEST)
+
+
 def step_directory(checkpoint_dir: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return checkpoint_dir / f"step-{step:08d}"
