@@ -11,9 +11,7 @@ import argparse
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,21 +21,16 @@ from jobs.contract import (
     ContractError,
     Environment,
     Exit,
-    ExitRecord,
     HeartbeatWriter,
     StopFlag,
     announce_checkpoint,
     data_index,
     save_deadline_s,
-    write_exit_record,
 )
 from jobs.zaya import checkpoint
+from jobs.zaya.attempt import TooLateError, carry_out
 from jobs.zaya.config import read_config
 from jobs.zaya.learner import Learner, NumericsError
-
-
-class TooLateError(Exception):
-    """A stop left less time than a save needs: what was computed since the last one is lost, and no half save begun."""
 
 
 def agreed(flag: StopFlag, world: int, too_late: bool) -> tuple[bool, bool, bool]:
@@ -75,7 +68,7 @@ class Job:
                 raise ContractError(f"the checkpoint {resume} holds other balancing biases than its manifest says")
             self.step = manifest.step
         elif init is not None:
-            _, state = checkpoint.load(init)
+            _, state = checkpoint.load(init, self.environment.init_hash)
             self.learner.load_weights(state)
 
     def save(self) -> None:
@@ -93,7 +86,7 @@ class Job:
                 data_position=data_index(self.step + 1, self.environment.skip_steps),
                 biases=self.learner.balancer.biases,
                 state_at_s=self.stepped_at,
-                extra={"text": self.learner.text.sha256},
+                extra={"text": self.learner.text.sha256, "model": asdict(self.learner.model.model.config)},
             )
             problem = announce_checkpoint(self.environment, directory, manifest)
             print(f"saved step {self.step}" + (f"; not announced: {problem}" if problem else ""), flush=True)
@@ -151,43 +144,9 @@ class Job:
             print(f"step {number}: loss {done.loss:.3f}, gradient {done.grad_norm:.2f}, {seconds:.2f} s", flush=True)
 
 
-def _code_of(error: Exception) -> int:
-    if isinstance(error, ContractError):
-        return Exit.CONFIG
-    if isinstance(error, TooLateError):
-        return Exit.UNSAVED
-    return Exit.NUMERICS if isinstance(error, NumericsError) else 1
-
-
-def _leave_record(record: ExitRecord) -> None:
-    """Beside the heartbeats, even when the rest of the environment could not be read."""
-    directory = os.environ.get("TRIMTAB_HEARTBEAT_DIR")
-    if directory:
-        write_exit_record(Path(directory), record)
-
-
 def attempt(flag: StopFlag, rank: int, world: int) -> int:
     """Runs the attempt; every end leaves an exit record. An unexpected error is 1."""
-    job: Job | None = None
-    beat: HeartbeatWriter | None = None
-    code: int = 1
-    name, message, trace = "", "", ""
-    try:
-        environment = Environment.read()
-        beat = HeartbeatWriter(environment, rank, world)
-        job = Job(environment, rank, world, beat, flag)
-        code = job.run()
-    except Exception as error:
-        code, name, message = _code_of(error), type(error).__name__, str(error)
-        trace = "".join(traceback.format_exception(error))
-        print(trace, file=sys.stderr, flush=True)
-    phase = beat.current if beat else "start"
-    _leave_record(ExitRecord(rank, code, phase, job.step if job else None, name, message, trace[-8000:], time.time()))
-    if beat is not None:
-        beat.phase("exit", error=message or None)
-    if dist.is_initialized() and not trace:
-        dist.destroy_process_group()
-    return code
+    return carry_out(lambda environment, beat: Job(environment, rank, world, beat, flag), rank, world)
 
 
 def main() -> int:

@@ -1,0 +1,74 @@
+"""What every attempt of the reference workload does around its work: read the environment, keep the heartbeat, turn
+what ended it into an exit code of the contract, and leave an exit record.
+
+The work itself (jobs/zaya/train.py, jobs/zaya/rl) knows what a step is; this file does not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch.distributed as dist
+
+from jobs.contract import ContractError, Environment, Exit, ExitRecord, HeartbeatWriter, write_exit_record
+from jobs.zaya.learner import NumericsError
+
+
+class TooLateError(Exception):
+    """A stop left less time than a save needs: what was computed since the last one is lost, and no half save begun."""
+
+
+class Work(Protocol):
+    """One attempt's work. `step` is the last optimizer step that it completed."""
+
+    step: int
+
+    def run(self) -> Exit:
+        """Works to the end, or until asked to stop."""
+
+
+def code_of(error: Exception) -> int:
+    """The exit code of the contract that an error stands for; 1 for one that nobody expected."""
+    if isinstance(error, ContractError):
+        return Exit.CONFIG
+    if isinstance(error, TooLateError):
+        return Exit.UNSAVED
+    return Exit.NUMERICS if isinstance(error, NumericsError) else 1
+
+
+def _leave_record(record: ExitRecord) -> None:
+    """Beside the heartbeats, even when the rest of the environment could not be read."""
+    directory = os.environ.get("TRIMTAB_HEARTBEAT_DIR")
+    if directory:
+        write_exit_record(Path(directory), record)
+
+
+def carry_out(make: Callable[[Environment, HeartbeatWriter], Work], rank: int, world: int) -> int:
+    """Runs the attempt that `make` makes; every end leaves an exit record. An unexpected error is 1."""
+    work: Work | None = None
+    beat: HeartbeatWriter | None = None
+    code: int = 1
+    name, message, trace = "", "", ""
+    try:
+        environment = Environment.read()
+        beat = HeartbeatWriter(environment, rank, world)
+        work = make(environment, beat)
+        code = work.run()
+    except Exception as error:
+        code, name, message = code_of(error), type(error).__name__, str(error)
+        trace = "".join(traceback.format_exception(error))
+        print(trace, file=sys.stderr, flush=True)
+    phase = beat.current if beat else "start"
+    step = work.step if work else None
+    _leave_record(ExitRecord(rank, code, phase, step, name, message, trace[-8000:], time.time()))
+    if beat is not None:
+        beat.phase("exit", error=message or None)
+    if dist.is_initialized() and not trace:
+        dist.destroy_process_group()
+    return code
