@@ -150,13 +150,20 @@ class Router(nn.Module):
         self.register_buffer("balancing_biases", biases)
         self.register_buffer("tokens_per_expert", torch.zeros(slots, dtype=torch.int64), persistent=False)
 
-    def forward(self, x_ND: Tensor, before_NR: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, D], the layer before's state [N, R] or None → chosen slots [N], their weights [N], state [N, R]."""
+    def forward(
+        self, x_ND: Tensor, before_NR: Tensor | None, route_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [N, D], the layer before's state [N, R] or None → chosen slots [N], their weights [N], state [N, R].
+
+        Slots ≥ 0 of `route` are taken instead of the router's own choice (router replay, arXiv 2510.11370).
+        """
         state = self.down_proj(x_ND)
         if before_NR is not None:
             state = state + before_NR * self.router_states_scale
         scores = self.router_mlp(state).softmax(dim=-1)
         chosen = (scores.detach().float() + self.balancing_biases).argmax(dim=-1)
+        if route_N is not None:
+            chosen = torch.where(route_N < 0, chosen, route_N)
         if self.training and torch.is_grad_enabled():
             ones = torch.ones_like(chosen)
             self.tokens_per_expert.scatter_add_(0, chosen, ones)
@@ -194,9 +201,9 @@ class SparseMoeBlock(nn.Module):
         self.gate = Router(config, layer)
         self.experts = Experts(config)
 
-    def forward(self, x_BTD: Tensor, before_NR: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, before_NR: Tensor | None, route_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         flat = x_BTD.flatten(0, 1)
-        chosen, weight, state = self.gate(flat, before_NR)
+        chosen, weight, state = self.gate(flat, before_NR, route_N)
         return self.experts(flat, chosen, weight).view(x_BTD.shape), state
 
 
@@ -227,9 +234,11 @@ class DecoderLayer(nn.Module):
         self.mlp = SparseMoeBlock(config, layer)
         self.post_mlp_residual_scale = ResidualScaling(config.hidden_size)
 
-    def forward(self, x: Tensor, before: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, before: Tensor | None, cos: Tensor, sin: Tensor, route_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         x = self.post_attention_residual_scale(self.self_attn(self.input_layernorm(x), cos, sin), x)
-        mixed, state = self.mlp(self.post_attention_layernorm(x), before)
+        mixed, state = self.mlp(self.post_attention_layernorm(x), before, route_N)
         return self.post_mlp_residual_scale(mixed, x), state
 
 
@@ -245,12 +254,12 @@ class ZayaModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, routes_LN: Tensor | None = None) -> Tensor:
         x = (self.embed_tokens(tokens_BT) + self.input_hidden_states_bias) * self.input_hidden_states_scale
         cos, sin = rotary(tokens_BT.shape[1], self.config, x.device)
         state: Tensor | None = None
-        for layer in self.layers:
-            x, state = layer(x, state, cos, sin)
+        for number, layer in enumerate(self.layers):
+            x, state = layer(x, state, cos, sin, None if routes_LN is None else routes_LN[number])
         out: Tensor = self.norm(x)
         return out
 
@@ -290,9 +299,13 @@ class ZayaForCausalLM(nn.Module):
             linear.weight -= linear.weight.mean(dim=1, keepdim=True)
         mlp.out_proj.weight *= 2
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Tokens [B, T] → logits [B, T, V]."""
-        logits: Tensor = self.lm_head(self.model(tokens_BT))
+    def forward(self, tokens_BT: Tensor, *, routes: Tensor | None = None) -> Tensor:
+        """Tokens [B, T] → logits [B, T, V].
+
+        `routes` [L, B * T] int64: slots to take in each layer instead of the router's own, −1 to let it choose; the
+        weights are still the router's.
+        """
+        logits: Tensor = self.lm_head(self.model(tokens_BT, routes))
         return logits
 
     def routers(self) -> list[Router]:
