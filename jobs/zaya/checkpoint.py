@@ -18,6 +18,7 @@ from jobs.contract import (
     Environment,
     Manifest,
     ManifestFile,
+    checkpoint_hash,
     read_manifest,
     sha256_of,
     step_directory,
@@ -25,6 +26,8 @@ from jobs.contract import (
     write_manifest,
 )
 from jobs.manifest import MANIFEST
+from jobs.zaya.config import ModelConfig
+from jobs.zaya.model import ZayaForCausalLM
 
 STATE = "state.pt"
 
@@ -74,11 +77,19 @@ def save(
     return directory, manifest
 
 
-def load(directory: Path) -> tuple[Manifest, dict[str, Any]]:
-    """The state of a verified checkpoint; raises ContractError (the job then exits 78, it never starts afresh)."""
+def load(directory: Path, expected_hash: str = "") -> tuple[Manifest, dict[str, Any]]:
+    """The state of a verified checkpoint; raises ContractError (the job then exits 78, it never starts afresh).
+
+    `expected_hash`: its `checkpoint_hash`; a checkpoint that has another is refused. "" expects none.
+    """
     found = verify(directory)
     if not found.ok:
         raise ContractError(f"the checkpoint {directory} cannot be loaded: {found.reason}")
+    if expected_hash and checkpoint_hash(directory) != expected_hash:
+        raise ContractError(
+            f"the checkpoint {directory} has the hash {checkpoint_hash(directory)}, not {expected_hash}: "
+            "it is not the one that was asked for"
+        )
     try:
         state = torch.load(directory / STATE, weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -86,3 +97,28 @@ def load(directory: Path) -> tuple[Manifest, dict[str, Any]]:
     if not isinstance(state, dict):
         raise ContractError(f"the checkpoint {directory} does not hold a training state")
     return read_manifest(directory), state
+
+
+def config_of(manifest: Manifest) -> ModelConfig:
+    """The shapes of the model that a checkpoint holds, from its manifest's extras; raises ContractError without."""
+    found = manifest.extra.get("model")
+    if not isinstance(found, dict):
+        raise ContractError(f"the manifest of step {manifest.step} does not say what model its weights are of")
+    try:
+        return ModelConfig(**found)
+    except TypeError as error:
+        raise ContractError(f"the manifest of step {manifest.step} describes another kind of model: {error}") from error
+
+
+def model_of(directory: Path, expected_hash: str = "") -> tuple[Manifest, ZayaForCausalLM]:
+    """A verified checkpoint's model with its weights and balancing biases, in eval mode, from the checkpoint alone.
+
+    Raises ContractError for a checkpoint that cannot be loaded, or that has another hash than the expected one.
+    """
+    manifest, state = load(directory, expected_hash)
+    model = ZayaForCausalLM(config_of(manifest))
+    try:
+        model.load_state_dict(state["model"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ContractError(f"the weights of {directory} do not fit the model that it names: {error}") from error
+    return manifest, model.eval()

@@ -188,6 +188,15 @@ def test_the_weights_of_a_stage_before_start_a_new_count_of_steps(run: Run) -> N
     assert after["optimizer"]["steps"] == 1
 
 
+def test_only_the_checkpoint_that_the_stage_before_promoted_starts_a_stage(run: Run) -> None:
+    run.attempt(1)
+    init = str(run.saved(1, 3))
+    right, wrong = (contract.checkpoint_hash(run.saved(1, step)) for step in (3, 6))
+    assert run.attempt(2, train={"steps": 1}, TRIMTAB_INIT_FROM=init, TRIMTAB_INIT_HASH=right) == Exit.DONE
+    assert run.attempt(3, train={"steps": 1}, TRIMTAB_INIT_FROM=init, TRIMTAB_INIT_HASH=wrong) == Exit.CONFIG
+    assert "not the one that was asked for" in run.record(3).error_message
+
+
 def test_resume_wins_over_init(run: Run) -> None:
     run.attempt(1)
     more = {"TRIMTAB_RESUME_FROM": str(run.saved(1, 3)), "TRIMTAB_INIT_FROM": str(run.saved(1, 6))}
@@ -289,4 +298,4 @@ def test_an_error_of_another_kind_leaves_its_record_too(run: Run) -> None:
 def test_the_real_text_is_the_one_whose_hash_the_manifest_holds(run: Run) -> None:
     run.attempt(1, train={"steps": 1})
     text = data.Text(data.documentation(), 16, 5)
-    assert contract.read_manifest(run.saved(1, 1)).extra == {"text": text.sha256}
+    assert contract.read_manifest(run.saved(1, 1)).extra["text"] == text.sha256
