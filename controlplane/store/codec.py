@@ -165,12 +165,13 @@ def decode_column(frame: bytes | memoryview, entities: int, samples: int) -> Int
         raise CodecError("a column is not as long as its head says")
     base = np.frombuffer(plain, "<i8", entities, at).astype(np.int64)
     planes = np.frombuffer(plain, np.uint8, width * entities * columns, at + 8 * entities)
-    wide = np.zeros((entities, columns, 8), np.uint8)
-    wide[..., :width] = np.moveaxis(planes.reshape(width, entities, columns), 0, 2)
-    numbers = wide.reshape(entities, 8 * columns).view("<u8").astype(np.uint64) + base.view(np.uint64)[:, None]
+    numbers = np.empty((entities, samples), np.uint64)
+    numbers[:, order:] = base.view(np.uint64)[:, None]
+    for place, plane in enumerate(planes.reshape(width, entities, columns)):
+        numbers[:, order:] += plane if place == 0 else plane.astype(np.uint64) << np.uint64(8 * place)
     if order:
-        first = np.frombuffer(plain, "<u8", entities, bitmap).astype(np.uint64)
-        numbers = np.cumsum(np.concatenate([first[:, None], numbers], axis=1), axis=1, dtype=np.uint64)
+        numbers[:, 0] = np.frombuffer(plain, "<u8", entities, bitmap)
+        np.cumsum(numbers, axis=1, out=numbers)
     values = numbers.view(np.int64)
     if has_bitmap:
         bits = np.frombuffer(plain, np.uint8, bitmap)

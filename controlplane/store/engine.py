@@ -27,6 +27,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 _MIGRATION_LOCK = 7_421_837  # any number, as long as every server asks PostgreSQL for the same one
 _WRITES = "trimtab_writes"
+CACHE = "cache_size=-32768"
+"""KiB of pages a connection may keep: a raster reads 20 MB, and SQLite's own 2 MB are read from the file each time"""
 
 
 class SchemaNewer(RuntimeError):
@@ -149,7 +151,7 @@ class Store:
 
         def prepare(connection: Any, _: ConnectionPoolEntry) -> None:
             connection.isolation_level = None  # the driver would begin transactions by itself, and too late
-            for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"synchronous={synchronous}"):
+            for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"synchronous={synchronous}", CACHE):
                 connection.execute(f"PRAGMA {pragma}")
 
         def begin(connection: Connection) -> None:

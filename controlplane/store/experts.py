@@ -344,8 +344,9 @@ def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: 
     if not len(keep):
         return None
     pieces = _layers(session, list(zip(rows, sizes, strict=True)), layer)
-    counts = np.concatenate([piece[0] for piece in pieces])[keep]
-    bias = np.concatenate([piece[1] for piece in pieces])[keep]
+    counts, bias = (np.concatenate([piece[side].T for piece in pieces], axis=1) for side in (0, 1))  # [X, S]: as stored
+    if len(keep) < len(step):
+        counts, bias = counts[:, keep], bias[:, keep]
 
     def statistic(name: str) -> Float32:
         of_layer: Float32 = np.concatenate([bundle[name][layer] for bundle in bundles])[keep]
@@ -353,16 +354,16 @@ def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: 
 
     at_s = np.concatenate([bundle["at_s"] for bundle in bundles])[keep]
     experts = rows[-1].experts
-    real = counts[:, :experts].astype(np.float32)
-    share = real / np.maximum(real.sum(axis=1, keepdims=True), 1)
+    share = counts[:experts].astype(np.float32)
+    share /= np.maximum(share.sum(axis=0), 1)
     starts = np.unique(np.arange(len(keep)) * columns // len(keep), return_index=True)[1]
     ends = np.append(starts[1:], len(keep)) - 1
     return Raster(
         step[keep][ends],
         attempt_no[keep][ends],
         at_s[ends],
-        _means(share, starts).T,
-        _means(bias[:, :experts], starts).T,
+        _means(share, starts),
+        _means(bias[:experts], starts),
         _means(statistic("cv"), starts),
         _means(_in_force(*(statistic(name)[None] for name in FLOORS))[0], starts),
         _means(statistic("skip_share"), starts),
@@ -370,10 +371,9 @@ def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: 
 
 
 def _means(values: Float32, starts: NDArray[np.intp]) -> Float32:
-    """Means over buckets of the first axis that begin at `starts`."""
-    sizes = np.diff(np.append(starts, len(values))).astype(np.float32)
-    sums: Float32 = np.add.reduceat(values, starts, axis=0)
-    return sums / (sizes if values.ndim == 1 else sizes[:, None])
+    """Means over buckets of the last axis that begin at `starts`."""
+    sums: Float32 = np.add.reduceat(values, starts, axis=-1)
+    return sums / np.diff(np.append(starts, values.shape[-1])).astype(np.float32)
 
 
 def _layers(
