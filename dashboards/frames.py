@@ -51,7 +51,7 @@ class Frames:
                 return kept
             headers = {"Authorization": f"Bearer {token}"} | ({"If-None-Match": kept.etag} if kept else {})
             try:
-                answer = await self._client.get(address, headers=headers)
+                answer = await self._ask(address, headers)
             except httpx2.HTTPError:
                 return PlainTextResponse("the control plane does not answer", 503)
             if answer.status_code == 304 and kept:
@@ -62,6 +62,13 @@ class Frames:
             frame = Frame(answer.headers.get("etag", ""), answer.content, self._clock())
             self._keep(address, frame)
             return frame
+
+    async def _ask(self, address: str, headers: dict[str, str]) -> httpx2.Response:
+        """One answer; asked again once where the connection broke, as a kept one does that the API closed meanwhile."""
+        try:
+            return await self._client.get(address, headers=headers)
+        except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+            return await self._client.get(address, headers=headers)
 
     def _keep(self, address: str, frame: Frame) -> None:
         self._kept[address] = frame

@@ -131,6 +131,40 @@ def test_an_api_that_is_down_is_503_and_comes_back(api: Api, clock: Clock) -> No
     assert isinstance(up, Frame)
 
 
+def test_a_kept_connection_that_the_api_closed_meanwhile_is_no_failure(clock: Clock) -> None:
+    """As a server does whose time for idle connections ends just as the next request comes."""
+    asked: list[bytes] = []
+    ended = asyncio.Semaphore(0)
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\nframe")
+        await writer.drain()
+        await reader.read(1)  # the next request's first byte, which is not answered
+        writer.close()
+        await writer.wait_closed()
+        ended.release()
+
+    async def watch() -> list[object]:
+        server = await asyncio.start_server(once, "127.0.0.1", 0)
+        async with server, httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port_of(server)}") as real:
+            frames, found = Frames(real, clock), []
+            for _ in range(3):
+                found.append(await frames.get("/f", "viewer"))
+                clock.now += 1
+        for _ in asked:
+            await ended.acquire()
+        return found
+
+    assert all(isinstance(found, Frame) for found in asyncio.run(watch()))
+    assert len(asked) == 3
+
+
+def port_of(server: asyncio.Server) -> int:
+    port: int = server.sockets[0].getsockname()[1]
+    return port
+
+
 def test_what_is_kept_is_bounded(api: Api, clock: Clock) -> None:
     frames = Frames(client(api), clock)
 
