@@ -1,7 +1,7 @@
 // The phase plot of a layer or of one expert: how wrong the load is against what the bias does about it, over time.
 //
 // A controller at rest is a knot, one that overshoots goes round in loops, a runaway is a line that leaves. Colour is
-// time, from pale to full. For a chosen expert the load error e = share x E - 1 against its bias; for a layer the mean
+// time, from pale to full. For a chosen expert the load error e·E = share x E - 1 (e as in docs/experts.md) against its bias; for a layer the mean
 // |e| against the spread of the biases.
 
 import { kept } from "./grid.js"
@@ -99,7 +99,7 @@ function pathOf(view) {
       xs[column] = sum / experts
       ys[column] = high - low
     }
-    const names = one === null ? ["mean load error |e|", "spread of the biases", "mean |e|", "spread"] : [`load error e of expert ${one}`, `its bias b`, "e", "b"]
+    const names = one === null ? ["mean load error |e|·E", "spread of the biases", "mean |e|·E", "spread"] : [`load error e·E of expert ${one}`, `its bias b`, "e·E", "b"]
     return { xs, ys, names }
   })
 }
