@@ -131,7 +131,9 @@ def install(requirements: Path, torch: bool) -> None:
         subprocess.run([str(uv), "venv", "-q", "--python", sys.executable, str(VENV)], env=environment, check=True)
     say(f"installing {requirements.relative_to(ROOT)} into .venv")
     base = [str(uv), "pip", "install", "-q", "--python", str(PYTHON)]
-    subprocess.run([*base, "--require-hashes", "-r", str(requirements)], env=environment, check=True)
+    # --no-deps: the list is whole but for torch, which accelerate asks for and which comes next
+    exact = ["--no-deps", "--require-hashes", "-r", str(requirements)]
+    subprocess.run([*base, *exact], env=environment, check=True)
     if torch:
         install_torch(uv, environment)
     subprocess.run([*base, "--no-deps", "-e", str(ROOT)], env=environment, check=True)

@@ -1,7 +1,7 @@
 """Writes requirements/*.txt anew: hash-pinned, one file a role, without index addresses.
 
-torch stays apart (tools/install.py says why). A lock file that lists download addresses would tie the project to one
-registry; these list names, versions and hashes.
+torch and what only it brings stay apart (tools/install.py installs it). A lock file that lists download addresses would
+tie the project to one registry; these list names, versions and hashes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from frameworks import FROM_THE_PROJECT
 from install import ROOT, find_uv, uv_environment
 
 ROLES = {
@@ -17,8 +18,8 @@ ROLES = {
     "gpu": ["gpu"],
     "server": ["server", "postgres", "kube"],
     "ui": ["ui"],
-    "dev": ["server", "ui", "postgres", "kube", "ray", "problems", "release", "dev"],
-    "bench": ["server", "ui", "postgres", "kube", "ray", "problems", "release", "dev", "bench"],
+    "dev": ["server", "ui", "postgres", "kube", "ray", "problems", "release", "train", "dev"],
+    "bench": ["server", "ui", "postgres", "kube", "ray", "problems", "release", "train", "dev", "bench"],
 }
 BESIDE = {"ui": "server"}
 """role -> role whose versions it takes, since one image holds both"""
@@ -33,7 +34,14 @@ def lock(role: str, extras: list[str]) -> None:
     if role in BESIDE:
         command += ["--constraint", f"requirements/{BESIDE[role]}.txt"]
     output = Path("requirements") / f"{role}.txt"
-    subprocess.run([*command, "-o", str(output)], cwd=ROOT, env=uv_environment(), check=True)
+    command += ["-o", str(output)]
+    subprocess.run(command, cwd=ROOT, env=uv_environment(), check=True)
+    lines = (ROOT / output).read_text().splitlines()
+    found = {line.split("==")[0] for line in lines if "==" in line and not line.startswith(" ")}
+    ours = [name for name in sorted(found) if name in FROM_THE_PROJECT or name.startswith("nvidia-")]
+    if ours:  # accelerate asks for torch
+        command += [word for name in ours for word in ("--no-emit-package", name)]
+        subprocess.run(command, cwd=ROOT, env=uv_environment(), check=True)
 
 
 def main() -> int:
