@@ -252,13 +252,15 @@ class HeartbeatWriter:
         self._stepped = None
         self._write()
 
-    def step(self, number: int) -> None:
-        """A completed optimizer step."""
+    def step(self, number: int, seconds: float | None = None) -> None:
+        """A completed optimizer step; `seconds` that it took, for a trainer whose steps have phases within them."""
         first, self._last, now = self._first is None, number, time.monotonic()
         if first:
             self._first = number
-        if self._stepped is not None:
-            self._seconds = [*self._seconds[-31:], now - self._stepped]
+        if seconds is None and self._stepped is not None:
+            seconds = now - self._stepped
+        if seconds is not None:
+            self._seconds = [*self._seconds[-31:], seconds]
         self._stepped = now
         if first or now - self._written >= HEARTBEAT_INTERVAL_S:
             self._write()
@@ -301,7 +303,7 @@ def hang_limit_s(beat: Heartbeat, longest_checkpoint_s: float | None = None) -> 
         return 1800.0
     if beat.phase in ("load", "checkpoint"):
         return max(600.0, 3 * (longest_checkpoint_s or 0.0))
-    if beat.phase == "train" and beat.first_step is None:
+    if beat.phase in ("train", "rollout", "weight_sync") and beat.first_step is None:
         return 600.0
     return max(60.0, 5 * (beat.step_seconds_median or 0.0))
 

@@ -200,6 +200,7 @@ def test_a_heartbeat_that_cannot_be_written_is_said_once_and_stops_nothing(
         ("compile", 1.0, None, 1800),
         ("train", 1.0, None, 60),
         ("train", 40.0, None, 200),
+        ("rollout", 40.0, None, 200),
         ("checkpoint", 1.0, None, 600),
         ("load", None, 900.0, 2700),
     ],
@@ -207,6 +208,22 @@ def test_a_heartbeat_that_cannot_be_written_is_said_once_and_stops_nothing(
 def test_each_phase_has_its_own_patience(phase: str, median: float | None, longest: float | None, limit: float) -> None:
     beat = replace(BEAT, phase=phase, step_seconds_median=median)
     assert contract.hang_limit_s(beat, longest_checkpoint_s=longest) == limit
+
+
+@pytest.mark.parametrize("phase", ["train", "rollout", "weight_sync"])
+def test_what_goes_before_a_first_step_has_ten_minutes(phase: str) -> None:
+    assert contract.hang_limit_s(replace(BEAT, phase=phase, first_step=None)) == 600
+
+
+def test_a_trainer_whose_steps_have_phases_says_how_long_they_took(tmp_path: Path) -> None:
+    writer = HeartbeatWriter(environment(tmp_path), 0, 1)
+    for number, seconds in enumerate((3.0, 5.0, 4.0), 1):
+        writer.phase("rollout")
+        writer.phase("train")
+        writer.step(number, seconds)
+    writer.phase("exit")
+    found = Heartbeat.from_json((tmp_path / "beats" / "heartbeat-rank-0.json").read_bytes())
+    assert found.step_seconds_median == 4.0
 
 
 def test_exit_records_come_back_earliest_first_and_damaged_ones_are_left_out(tmp_path: Path) -> None:
