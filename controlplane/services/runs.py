@@ -17,7 +17,8 @@ from controlplane.store import events, runs
 from controlplane.store.engine import Session, Sessions, Store
 from controlplane.store.tables import Run
 from jobs.contract import ContractError, read_manifest
-from jobs.spec import JobSpec, Lifecycle, Problem, SpecError
+from jobs.lifecycle import Lifecycle
+from jobs.spec import JobSpec, Problem, SpecError
 
 _LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 

@@ -17,7 +17,8 @@ from controlplane.store import incidents, nodes, runs, steps
 from controlplane.store.engine import Session
 from controlplane.store.steps import StepRecords
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Run
-from jobs.spec import load_template, parse_job, parse_lifecycle, templates
+from jobs.lifecycle import parse_lifecycle
+from jobs.spec import load_template, parse_job, templates
 
 Json = dict[str, Any]
 RECENT = 32

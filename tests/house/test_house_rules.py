@@ -95,6 +95,7 @@ def test_no_room_has_a_name_that_says_nothing() -> None:
         ("jobs.contract", ()),
         ("jobs.launch", ()),
         ("jobs.spec", ("pydantic", "yaml")),
+        ("jobs.lifecycle", ("pydantic", "yaml")),
     ],
 )
 def test_a_contract_imports_without_the_heavy_libraries(module: str, allowed: tuple[str, ...]) -> None:

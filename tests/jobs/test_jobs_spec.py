@@ -6,11 +6,10 @@ import copy
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.spec import JobSpec, Lifecycle, SpecError, load_template, parse_job, parse_lifecycle, templates
+from jobs.spec import JobSpec, SpecError, load_template, parse_job, templates
 
 GOOD: dict[str, Any] = {
     "apiVersion": "trimtab/v1",
@@ -66,9 +65,6 @@ def test_a_name_that_kuberay_would_refuse_is_told_only_to_who_asks_for_ray(name:
         return
     (problem,) = problems(on_ray)
     assert problem.startswith("metadata.name: ") and said in problem
-    plan = {"metadata": {"name": "plan"}, "spec": {"stages": [{"name": "pretrain", "job": on_ray}]}}
-    with pytest.raises(SpecError, match=r"stages\.0\.job\.metadata\.name: must"):
-        parse_lifecycle(plan)
 
 
 def test_a_good_spec_keeps_what_it_was_given_and_names_its_defaults() -> None:
@@ -227,63 +223,3 @@ def test_the_toy_ships_and_an_unknown_name_says_which_exist() -> None:
     assert "toy" in templates()
     with pytest.raises(SpecError, match=r"there are .*toy"):
         load_template("../toy")
-
-
-def plan(job: Any, **stage: Any) -> dict[str, Any]:
-    body = {} if job is None else {"job": job}
-    return {
-        "kind": "Lifecycle",
-        "metadata": {"name": "zaya"},
-        "spec": {"stages": [{"name": "pretrain", **body, **stage}]},
-    }
-
-
-def lifecycle_problems(source: Any) -> list[str]:
-    with pytest.raises(SpecError) as caught:
-        parse_lifecycle(source)
-    return sorted(str(problem) for problem in caught.value.problems)
-
-
-def test_a_lifecycle_is_read_from_yaml_and_survives_it() -> None:
-    found = parse_lifecycle(yaml.safe_dump(plan(GOOD)))
-    assert (found.name, found.stages) == ("zaya", ("pretrain",))
-    assert found.spec.stages[0].job == parse_job(GOOD)
-    assert parse_lifecycle(found.to_dict()) == found
-
-
-def test_a_job_by_itself_is_a_lifecycle_of_one_stage() -> None:
-    job = parse_job(GOOD)
-    made = Lifecycle.of_job(job)
-    assert (made.name, made.stages, parse_lifecycle(made.to_dict())) == ("small", ("pretrain",), made)
-
-
-def test_everything_that_is_wrong_with_a_lifecycle_is_told_at_once_with_its_path() -> None:
-    job = changed("spec.resources.node", 0)
-    job["spec"]["resources"]["nodes"] = "2"
-    source = plan(job, nam="x")
-    source["metadata"] = {"name": "Zaya"}
-    source["apiVersion"] = "trimtab/v9"
-    assert lifecycle_problems(yaml.safe_dump(source)) == [
-        "apiVersion: must be one of 'trimtab/v1', not 'trimtab/v9'",
-        "metadata.name: must be 1 to 40 lower-case letters, digits or hyphens, without one at either end",
-        "stages.0.job.spec.resources.node: is not known here; did you mean nodes?",
-        "stages.0.job.spec.resources.nodes: must be a whole number, not '2'",
-        "stages.0.nam: is not known here; did you mean name?",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        (GOOD, "kind: must be one of 'Lifecycle', not 'Job'"),
-        (plan(None), "stages.0.job: is needed"),
-        (plan(GOOD, name="sft"), "stages.0: the stage is named sft, its job's stage pretrain"),
-        ({**plan(GOOD), "spec": {"stages": []}}, "stages: must not be empty"),
-        ({**plan(GOOD), "spec": {"stages": plan(GOOD)["spec"]["stages"] * 2}}, "stages: must have at most 1, not 2"),
-        ({**plan(GOOD), "spec": {"stages": 3}}, "stages: must be a list"),
-        ("just words", "a lifecycle is a mapping with apiVersion, kind, metadata and spec"),
-        ("spec: [", "line 1, column 8: "),
-    ],
-)
-def test_a_lifecycle_that_cannot_be_is_refused_in_plain_words(source: Any, said: str) -> None:
-    assert any(problem.startswith(said) for problem in lifecycle_problems(source))
