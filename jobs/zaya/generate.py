@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jobs.contract import ContractError
+from jobs.zaya.cache import Cache
 from jobs.zaya.model import ZayaForCausalLM
 from jobs.zaya.tokens import END, PAD
 
@@ -96,35 +97,47 @@ def generate(
     if not all(prompts):
         raise ContractError("a prompt must hold at least one token")
     rows = [_Row(list(prompt), len(prompt)) for prompt in prompts]
+    growing, batch, cache = _start(model, rows, limit)
     with _recorded(model) as chosen:
         for _ in range(limit):
-            growing = [row for row in rows if not row.ended]
             if not growing:
                 break
             chosen.clear()
-            _grow(model, growing, chosen if routes else [], temperature, generator, end)
+            logits = model(batch, cache=cache)[:, -1]
+            if routes:
+                _note(growing, chosen)
+            growing, batch = _grow(growing, cache, *choose(logits, temperature, generator), end)
     return [row.completion() for row in rows]
 
 
+def _start(model: ZayaForCausalLM, rows: list[_Row], limit: int) -> tuple[list[_Row], Tensor, Cache]:
+    """All rows, their prompts padded on the left [B, T], and a cache with room for what may follow."""
+    longest = max((row.prompt for row in rows), default=0)
+    padding = [longest - row.prompt for row in rows]
+    weight = model.lm_head.weight
+    batch = torch.tensor([[PAD] * pad + row.sequence for pad, row in zip(padding, rows, strict=True)])
+    cache = Cache(model.model.config, len(rows), longest + limit - 1, padding, weight.dtype, weight.device)
+    return list(rows), batch.to(weight.device), cache
+
+
+def _note(rows: list[_Row], chosen: list[Tensor]) -> None:
+    """Adds the slots of the tokens just read, padding left out, to each row."""
+    slots = torch.stack(chosen).view(len(chosen), len(rows), -1).to("cpu", torch.int16)
+    for number, row in enumerate(rows):
+        row.routes.append(slots[:, number, -row.prompt :])
+
+
 def _grow(
-    model: ZayaForCausalLM,
-    rows: list[_Row],
-    chosen: list[Tensor],
-    temperature: float,
-    generator: torch.Generator | None,
-    end: int,
-) -> None:
-    """One more token for each row."""
-    longest = max(len(row.sequence) for row in rows)
-    batch = torch.tensor([row.sequence + [PAD] * (longest - len(row.sequence)) for row in rows])
-    logits = model(batch)
-    last = torch.tensor([len(row.sequence) - 1 for row in rows])
-    tokens, logprobs = choose(logits[torch.arange(len(rows)), last], temperature, generator)
-    for number, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
-        if chosen:
-            slots = torch.stack(chosen).view(len(chosen), len(rows), longest)
-            row.routes = [slots[:, number, : len(row.sequence)].to(torch.int16)]
+    rows: list[_Row], cache: Cache, tokens: list[int], logprobs: list[float], end: int
+) -> tuple[list[_Row], Tensor]:
+    """Gives each row its new token; returns the rows that go on and their new tokens [B, 1], and keeps their cache."""
+    for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
         row.logprobs.append(logprob)
         row.ended = token == end
         if not row.ended:
             row.sequence.append(token)
+    going = [number for number, row in enumerate(rows) if not row.ended]
+    if len(going) < len(rows):
+        cache.keep(going)
+    device = cache.layers[0].keys.device
+    return [rows[n] for n in going], torch.tensor([[tokens[n]] for n in going], device=device)

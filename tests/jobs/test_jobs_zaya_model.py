@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from jobs.contract import ContractError
+from jobs.zaya.attention import rotary, rotate
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.model import Router, ZayaForCausalLM, rotary, rotate
+from jobs.zaya.model import Router, ZayaForCausalLM
 from tests.jobs.zaya_small import MODEL
 
 
@@ -68,7 +69,7 @@ def test_queries_and_keys_lie_on_a_sphere_and_keys_have_a_temperature(model: Zay
 
 
 def test_rotation_depends_on_distance_alone_and_leaves_the_other_channels() -> None:
-    cos, sin = rotary(10, MODEL, torch.device("cpu"))
+    cos, sin = rotary(torch.arange(10), MODEL)
     q, k = torch.randn(8), torch.randn(8)
     turned_q, turned_k = rotate(q.expand(1, 1, 10, 8), cos, sin)[0, 0], rotate(k.expand(1, 1, 10, 8), cos, sin)[0, 0]
     assert torch.allclose(turned_q[2] @ turned_k[5], turned_q[6] @ turned_k[9], atol=1e-5)
