@@ -1,0 +1,174 @@
+"""Evaluates one checkpoint, the one whose hash it was given, and leaves the metrics that a gate judges.
+
+`python -m jobs.zaya.evaluate`: one process, level 2 of the contract. A step is a batch of problems; there are
+`train.steps` of them. It writes no checkpoint, so one that is stopped begins anew. What is measured: the loss on text
+with the balance of the experts on it, and on held-out problems pass@1, majority and Markovian RSA at equal generated
+tokens beside the best constant answer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from jobs.contract import (
+    ContractError,
+    Environment,
+    Exit,
+    HeartbeatWriter,
+    Result,
+    StopFlag,
+    checkpoint_hash,
+    write_result,
+)
+from jobs.zaya.attempt import TooLateError, carry_out
+from jobs.zaya.checkpoint import model_of
+from jobs.zaya.compare import Compared, compare, means
+from jobs.zaya.envs.base import Problem, constant_baseline_of
+from jobs.zaya.envs.registry import find
+from jobs.zaya.evaluation_config import EvaluationConfig, read_config
+from jobs.zaya.policy import Policy
+from jobs.zaya.problem_sets import by_environment, drawn, of_sets, score
+from jobs.zaya.text_loss import held_out_windows, text_metrics
+
+SHOWN = 60
+"""rows of the table of problems that a result keeps"""
+_CHARACTERS = 200
+
+
+def batches(problems: Sequence[Problem], count: int) -> list[Sequence[Problem]]:
+    """The problems in `count` parts of nearly equal size, in order; some are empty when there are too few."""
+    edges = [len(problems) * number // count for number in range(count + 1)]
+    return [problems[begin:end] for begin, end in pairwise(edges)]
+
+
+def metrics_of(found: Sequence[Compared]) -> dict[str, float]:
+    """The metrics over all problems, and of each environment under `<environment>/<metric>`."""
+    problems = [one.problem for one in found]
+    metrics = means(found)
+    baselines = []
+    for name, places in by_environment(problems).items():
+        own = [found[place] for place in places]
+        baseline = constant_baseline_of(find(name), [one.problem for one in own])
+        baselines += [baseline] * len(own)
+        metrics |= {f"{name}/{metric}": value for metric, value in means(own).items()}
+        metrics[f"{name}/constant_baseline"] = baseline
+    return metrics | {"constant_baseline": fmean(baselines), "problems": float(len(found))}
+
+
+def table(found: Sequence[Compared]) -> list[dict[str, Any]]:
+    """What a person looks at: up to SHOWN problems, spread over all of them, with the answers given."""
+    step = max(1, -(-len(found) // SHOWN))
+    return [
+        {
+            "environment": one.problem.environment,
+            "id": one.problem.id,
+            "difficulty": one.problem.difficulty,
+            "question": one.problem.question[:_CHARACTERS],
+            "answer": one.problem.answer[:_CHARACTERS],
+            "majority": one.majority_answer[:_CHARACTERS],
+            "rsa_majority": one.rsa_answer[:_CHARACTERS],
+            "pass@1": one.pass_at_1,
+            "maj": one.maj,
+            "rsa": one.rsa,
+            "samples": one.samples,
+            "rsa_tokens": one.rsa_tokens,
+        }
+        for one in found[::step]
+    ]
+
+
+class Evaluation:
+    """One attempt. `step` counts batches of problems."""
+
+    def __init__(self, environment: Environment, beat: HeartbeatWriter, flag: StopFlag) -> None:
+        self.environment, self.beat, self.flag = environment, beat, flag
+        self.step = 0
+
+    def run(self) -> Exit:
+        """Evaluates and writes the result; ContractError without the checkpoint that was asked for."""
+        self.beat.phase("load")
+        config = read_config(EvaluationConfig)
+        init = self.environment.init_from
+        if init is None:
+            raise ContractError("TRIMTAB_INIT_FROM names no checkpoint: there is nothing to evaluate")
+        manifest, self.model = model_of(init, self.environment.init_hash)
+        problems = drawn(config.environments, config.problems, config.seed, held=True) + of_sets(config.sets)
+        self.beat.phase("eval")
+        found = self._attempt(problems, config)
+        metrics, details = (metrics_of(found), self._details(found, config)) if found else ({}, {})
+        if config.windows:
+            told, text = self._text(config)
+            metrics, details = metrics | told, details | {"text": text}
+        details |= {"checkpoint": str(init), "step": manifest.step, "stage": manifest.stage}
+        found_hash = self.environment.init_hash or checkpoint_hash(init)
+        write_result(self.environment.checkpoint_dir, Result(metrics, found_hash, details))
+        print(" ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name), flush=True)
+        return Exit.DONE
+
+    def _attempt(self, problems: Sequence[Problem], config: EvaluationConfig) -> list[Compared]:
+        policy = Policy(
+            self.model,
+            seed=config.seed,
+            temperature=config.temperature,
+            together=config.sequences,
+            told=self._look,
+        )
+        found: list[Compared] = []
+        for part in batches(problems, config.batches):
+            found += compare(part, policy, config.aggregation, config.seed, score) if part else []
+            self._look()
+            self.step += 1
+            self.beat.step(self.step)
+            print(f"batch {self.step} of {config.batches}: {len(found)} of {len(problems)} problems", flush=True)
+        return found
+
+    def _text(self, config: EvaluationConfig) -> tuple[dict[str, float], dict[str, Any]]:
+        windows, about = held_out_windows(config.length, config.windows)
+        return text_metrics(self.model, windows, self._look), about
+
+    def _details(self, found: Sequence[Compared], config: EvaluationConfig) -> dict[str, Any]:
+        return {
+            "problems": table(found),
+            "rsa": asdict(config.aggregation),
+            "temperature": config.temperature,
+            "seed": config.seed,
+            "longest_prompt": max(one.longest_prompt for one in found),
+            "longest_completion": max(one.longest_completion for one in found),
+            "samples_per_problem": fmean(one.samples for one in found),
+            "first_rollouts": fmean(one.first for one in found),
+        }
+
+    def _look(self) -> None:
+        """Ends the attempt if somebody asked for it."""
+        if self.flag.stop:
+            raise TooLateError(f"told to stop after batch {self.step}: an evaluation keeps nothing and begins anew")
+
+
+def attempt(flag: StopFlag) -> int:
+    """Runs the attempt; every end leaves an exit record."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def make(environment: Environment, beat: HeartbeatWriter) -> Evaluation:
+        if world > 1:
+            raise ContractError(f"an evaluation is one process, not {world}: ask for one node and one rank")
+        return Evaluation(environment, beat, flag)
+
+    return carry_out(make, int(os.environ.get("RANK", "0")), world)
+
+
+def main() -> int:
+    """Exit codes of the contract."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return attempt(StopFlag())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

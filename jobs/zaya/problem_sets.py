@@ -1,0 +1,82 @@
+"""The problems that a job attempts: drawn from environments, or read from sets, which are files of one problem a line.
+
+Evaluation draws held-out questions only and preparation never one of them: what is held out hangs on the question's
+text (jobs/zaya/envs/base.py), so the two are disjoint whatever their seeds. A set is taken as it is: those that ship
+are of held-out questions, and nothing here can say that of another file. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.contract import ContractError
+from jobs.zaya.envs.base import Environment, Problem, draw, read_problems
+from jobs.zaya.envs.registry import find
+from jobs.zaya.evaluation_config import parts
+
+SHIPPED = Path(__file__).parent / "problems"
+
+
+def shipped() -> list[str]:
+    """The names of the sets that ship."""
+    return sorted(path.stem for path in SHIPPED.glob("*.jsonl"))
+
+
+def ranges(environments: str) -> list[tuple[Environment, range]]:
+    """Each named environment with its difficulties; ContractError for one that it does not have."""
+    found = []
+    for name, low, high in parts(environments):
+        one = find(name)
+        first, last = one.easiest if low is None else low, one.hardest if high is None else high
+        if not one.easiest <= first <= last <= one.hardest:
+            raise ContractError(f"{name} has difficulties {one.easiest} to {one.hardest}, not {first} to {last}")
+        found.append((one, range(first, last + 1)))
+    return found
+
+
+def drawn(environments: str, each: int, seed: int, *, held: bool) -> list[Problem]:
+    """`each` problems of every named environment, its difficulties taking turns, no question twice.
+
+    ContractError when an environment has too few different questions.
+    """
+    found: list[Problem] = []
+    for one, difficulties in ranges(environments):
+        seen: dict[str, Problem] = {}
+        tries = 0
+        while len(seen) < each:
+            if tries > 50 * each:
+                raise ContractError(f"{one.name} gave {len(seen)} different questions of {each}: ask for fewer")
+            difficulty = difficulties[len(seen) % len(difficulties)]
+            problem = draw(one, difficulty, seed * 1_000_003 + tries, held=held)
+            seen.setdefault(problem.question, problem)
+            tries += 1
+        found += seen.values()
+    return found
+
+
+def of_sets(sets: str) -> list[Problem]:
+    """The problems of sets named by a comma: those that ship by name, others by path. ContractError for none such."""
+    found: list[Problem] = []
+    for name in (part.strip() for part in sets.split(",")):
+        if not name:
+            continue
+        path = SHIPPED / f"{name}.jsonl" if name in shipped() else Path(name)
+        if not path.is_file():
+            known = ", ".join(shipped())
+            raise ContractError(f"there is no problem set {name!r}: {known} ship, others are named by path")
+        found += read_problems(path)
+    return found
+
+
+def score(problem: Problem, answer: str) -> float:
+    """What a problem's own environment gives an answer, 0 to 1."""
+    return find(problem.environment).score(problem, answer)
+
+
+def by_environment(problems: Sequence[Problem]) -> dict[str, list[int]]:
+    """The places of each environment's problems, environments in the order of their first."""
+    found: dict[str, list[int]] = {}
+    for place, problem in enumerate(problems):
+        found.setdefault(problem.environment, []).append(place)
+    return found

@@ -1,0 +1,190 @@
+"""Releases one checkpoint in the form that transformers loads, and loads it there before it says so.
+
+`python -m jobs.zaya.release`: one process, level 2 of the contract, one step. The files are written beside the place
+where they go, a fresh process that knows only transformers loads them and answers (jobs/zaya/release_loading.py), and
+only when its logits and its greedy tokens are ours does the release appear under its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.contract import (
+    ContractError,
+    Environment,
+    Exit,
+    HeartbeatWriter,
+    Result,
+    StopFlag,
+    checkpoint_hash,
+    sha256_of,
+    write_result,
+)
+from jobs.zaya.attempt import TooLateError, carry_out
+from jobs.zaya.checkpoint import config_of, model_of
+from jobs.zaya.evaluation_config import ReleaseConfig, read_config
+from jobs.zaya.generate import generate
+from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.release_card import card
+from jobs.zaya.release_files import CARD, write_files
+from jobs.zaya.tokens import END, VOCABULARY, prompt
+
+LOADING = Path(__file__).with_name("release_loading.py")
+SECONDS = 600.0
+_WORDS = ("reverse abcd", "sort hgfedcba", "add 7+8+9", "What is a context manager?")
+
+
+def prompts(count: int) -> list[list[int]]:
+    """What both models are asked: questions as a user would put them, then runs over all the bytes."""
+    asked = [prompt(words) for words in _WORDS]
+    runs = [[(start * 37 + place * 11) % VOCABULARY for place in range(48)] for start in range(count)]
+    return (asked + runs)[:count]
+
+
+def loaded(directory: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers makes of a release in a fresh process; ContractError with its words when it cannot."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRIMTAB_", "PYTHON"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(LOADING), str(directory)],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ContractError(f"transformers did not load the release within {SECONDS:.0f} s") from error
+    if done.returncode:
+        raise ContractError(f"transformers cannot load the release: {done.stderr.strip()[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@torch.no_grad()
+def compared(model: ZayaForCausalLM, directory: Path, config: ReleaseConfig) -> dict[str, float]:
+    """The largest difference of a logit, and the shares of greedy texts and of tokenized texts that are the same."""
+    asked = prompts(config.prompts)
+    texts = ["\x05reverse abcd\x06", " blanks  and\n\ttabs. don't", "ăĀ ünïcode 日本 ."]
+    found = loaded(directory, {"prompts": asked, "texts": texts, "new_tokens": config.new_tokens})
+    ours = [model(torch.tensor([one]))[0] for one in asked]
+    theirs = [torch.tensor(one) for one in found["logits"]]
+    difference = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+    said = generate(model, asked, limit=config.new_tokens, temperature=0)
+    same = [[*one.tokens, *[END] * one.ended] == told for one, told in zip(said, found["greedy"], strict=True)]
+    read = [[list(text.encode()), text] == pair for text, pair in zip(texts, found["texts"], strict=True)]
+    return {
+        "logit_difference": difference,
+        "greedy_equal": sum(same) / len(same),
+        "tokens_equal": sum(read) / len(read),
+    }
+
+
+def lineage(env: Mapping[str, str] | None = None) -> Sequence[Mapping[str, Any]]:
+    """The stages that led here, oldest first, from the file that TRIMTAB_LINEAGE_JSON names; none without it.
+
+    ContractError for a file that cannot be read as one.
+    """
+    name = (os.environ if env is None else env).get("TRIMTAB_LINEAGE_JSON", "")
+    if not name:
+        return []
+    try:
+        found = json.loads(Path(name).read_bytes())
+        stages = found["stages"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ContractError(f"the lineage {name} cannot be read: {error}") from error
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ContractError(f"the lineage {name} does not hold its stages as a list of objects")
+    return stages
+
+
+class Release:
+    """One attempt. `step` is 1 once the release is in its place."""
+
+    def __init__(self, environment: Environment, beat: HeartbeatWriter, flag: StopFlag) -> None:
+        self.environment, self.beat, self.flag = environment, beat, flag
+        self.step = 0
+
+    def run(self) -> Exit:
+        """Exports, has it loaded, compares, and puts it in its place; ContractError when it is not the same model."""
+        self.beat.phase("load")
+        config = read_config(ReleaseConfig)
+        init = self.environment.init_from
+        if init is None:
+            raise ContractError("TRIMTAB_INIT_FROM names no checkpoint: there is nothing to release")
+        manifest, model = model_of(init, self.environment.init_hash)
+        found_hash = self.environment.init_hash or checkpoint_hash(init)
+        self.beat.phase("checkpoint")
+        place = self.environment.run_dir / "release"
+        written = self.environment.run_dir / f".release-{os.getpid()}"
+        shutil.rmtree(written, ignore_errors=True)
+        written.mkdir(parents=True)
+        try:
+            shapes = config_of(manifest)
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            write_files(written, model, shapes, card(shapes, parameters, found_hash, lineage()))
+            self.beat.phase("eval")
+            metrics = compared(model, written, config)
+            _refuse(metrics, config.tolerance)
+            if self.flag.stop:
+                raise TooLateError("told to stop before the release was in its place")
+            shutil.rmtree(place, ignore_errors=True)
+            written.rename(place)
+        finally:
+            shutil.rmtree(written, ignore_errors=True)
+        self.step = 1
+        self.beat.step(1)
+        self._tell(place, found_hash, metrics | {"loads": 1.0, "parameters": float(parameters)})
+        return Exit.DONE
+
+    def _tell(self, place: Path, found_hash: str, metrics: Mapping[str, float]) -> None:
+        details = {
+            "path": str(place),
+            "card": (place / CARD).read_text(),
+            "files": {path.name: sha256_of(path) for path in sorted(place.iterdir())},
+        }
+        write_result(self.environment.checkpoint_dir, Result(metrics, found_hash, details))
+        print(f"released {place}; largest difference of a logit {metrics['logit_difference']:.2g}", flush=True)
+
+
+def _refuse(metrics: Mapping[str, float], tolerance: float) -> None:
+    """Raises ContractError when what transformers loaded is another model than ours."""
+    if not metrics["logit_difference"] <= tolerance:
+        raise ContractError(
+            f"transformers' logits differ from ours by {metrics['logit_difference']:.2g}, more than {tolerance:.2g}"
+        )
+    if metrics["greedy_equal"] < 1 or metrics["tokens_equal"] < 1:
+        raise ContractError("transformers answers greedily with another text, or reads a text as other tokens")
+
+
+def attempt(flag: StopFlag) -> int:
+    """Runs the attempt; every end leaves an exit record."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def make(environment: Environment, beat: HeartbeatWriter) -> Release:
+        if world > 1:
+            raise ContractError(f"a release is one process, not {world}: ask for one node and one rank")
+        return Release(environment, beat, flag)
+
+    return carry_out(make, int(os.environ.get("RANK", "0")), world)
+
+
+def main() -> int:
+    """Exit codes of the contract."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return attempt(StopFlag())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
