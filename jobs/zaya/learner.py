@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,37 +18,35 @@ from torch import Tensor
 from jobs.contract import ContractError
 from jobs.zaya.balance import Balancer
 from jobs.zaya.config import ModelConfig, TrainConfig
-from jobs.zaya.data import Text, documentation
+from jobs.zaya.data import rows_of
+from jobs.zaya.examples import IGNORED, answers
 from jobs.zaya.model import ZayaForCausalLM
 from jobs.zaya.optim import FlatOptimizer
+from jobs.zaya.phases import learning_rate, place
+from jobs.zaya.skipstep import NumericsError, SkipStep
 
-
-class NumericsError(ArithmeticError):
-    """The loss or a gradient is not finite: the controller rolls back and skips the data."""
+__all__ = ["Learner", "NumericsError", "Stepped"]
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step: mean loss over ranks in nats a byte, gradient norm before clipping, bytes over all ranks."""
+    """One optimizer step: mean loss over ranks in nats a learned byte, gradient norm before clipping, bytes over all
+    ranks. `skipped` is why it moved nothing, and then the learning rate is 0; "" if it did."""
 
     loss: float
     grad_norm: float
     tokens: int
     learning_rate: float
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine to a tenth."""
-    if step <= config.warmup:
-        return config.learning_rate * step / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done))))
+    skipped: str = ""
 
 
 class Learner:
     """The replicated training state of one rank; `state` is everything that a bit-equal resume needs."""
 
-    def __init__(self, model_config: ModelConfig, config: TrainConfig, rank: int, world: int) -> None:
+    def __init__(
+        self, model_config: ModelConfig, config: TrainConfig, rank: int, world: int, prepared: Path | None = None
+    ) -> None:
+        """`prepared`: where the stage's preparing jobs wrote; the objective sft reads its examples there."""
         torch.manual_seed(config.seed)
         self.config, self.rank, self.world = config, rank, world
         self.model = ZayaForCausalLM(model_config)
@@ -56,15 +55,17 @@ class Learner:
         self.optimizer = FlatOptimizer(self.model, config.optimizer, config.weight_decay)
         gains = (config.balancing_kp, config.balancing_ki, config.balancing_kd)
         self.balancer = Balancer(self.routers, config.balancing, config.balancing_rate, gains)
-        self.text = Text(documentation(), config.length, config.seed)
+        self.guard = SkipStep(config.skip_step) if config.skip_step else None
+        self.rows = rows_of(config, prepared)
 
     def state(self) -> dict[str, Any]:
-        return {
+        found = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
             "random": torch.get_rng_state(),
         }
+        return {**found, "guard": self.guard.state_dict()} if self.guard else found
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes over a whole state; raises ContractError when it is that of another model or optimizer."""
@@ -73,6 +74,8 @@ class Learner:
             self.optimizer.load_state_dict(state["optimizer"])
             self.balancer.load_state_dict(state["balancer"])
             torch.set_rng_state(state["random"])
+            if self.guard and "guard" in state:
+                self.guard.load_state_dict(state["guard"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise ContractError(f"the checkpoint's state does not fit this job: {error}") from error
 
@@ -94,22 +97,50 @@ class Learner:
 
     def step(self, number: int, index: int) -> Stepped:
         """Optimizer step `number` on data index `index`; raises NumericsError on every rank alike."""
-        batch = self.text.batch(index, self.rank, self.world, self.config.sequences)
+        rows = self.rows.batch(index, self.rank, self.world, self.config.sequences)
         self.optimizer.gradients.zero_()
-        logits = self.model(batch[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        loss = self._loss(rows)
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
         mean_loss, norm = self._gather(loss.detach())
         if not math.isfinite(mean_loss) or not math.isfinite(norm):
-            raise NumericsError(f"loss {mean_loss} and gradient norm {norm} at step {number}")
-        rate = learning_rate(number, self.config)
+            raise NumericsError(f"loss {mean_loss} and gradient norm {norm} at step {number}, data index {index}")
+        tokens = rows[:, 1:].numel() * self.world
+        skipped = self._judge(mean_loss, norm, index)
+        if skipped:
+            return Stepped(mean_loss, norm, tokens, 0.0, skipped)
+        rate = learning_rate(number, self.config.schedule, self.config.warmup)
         self.optimizer.step(rate)
+        self._balance(number)
+        return Stepped(mean_loss, norm, tokens, rate)
+
+    def _loss(self, rows: Tensor) -> Tensor:
+        """This rank's loss; its mean over ranks is the mean over all learned bytes of the step."""
+        logits = self.model(rows[:, :-1]).flatten(0, 1)
+        targets = rows[:, 1:]
+        if self.config.objective == "text":
+            return F.cross_entropy(logits, targets.flatten())
+        learned = answers(rows)[:, 1:]
+        count = learned.sum()
+        if self.world > 1:
+            dist.all_reduce(count)
+        targets = targets.where(learned, IGNORED)
+        total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total * self.world / count.clamp_min(1)
+
+    def _judge(self, loss: float, norm: float, index: int) -> str:
+        """Why the step must move nothing; "" when it may, and always without a rule."""
+        if self.guard is None:
+            return ""
+        if place(index, self.config.schedule) != place(index - 1, self.config.schedule):
+            self.guard.forget()
+        return self.guard.judge(loss, norm, index)
+
+    def _balance(self, number: int) -> None:
         counts = self.counts()
         if self.world > 1:
             dist.all_reduce(counts)
         if not self.config.balancing_until or number <= self.config.balancing_until:
             self.balancer.step(counts)
-        return Stepped(mean_loss, norm, batch[:, 1:].numel() * self.world, rate)
 
     def _gather(self, loss: Tensor) -> tuple[float, float]:
         """Means loss and gradients over ranks in one message and clips them; returns the loss and the norm before."""

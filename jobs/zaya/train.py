@@ -56,11 +56,11 @@ class Job:
         """Builds the learner and loads exactly what the controller names, or the weights of the stage before."""
         self.beat.phase("load")
         model_config, self.config = read_config()
-        self.learner = Learner(model_config, self.config, self.rank, self.world)
+        self.learner = Learner(model_config, self.config, self.rank, self.world, self.environment.prepared_dir)
         resume, init = self.environment.resume_from, self.environment.init_from
         if resume is not None:
             manifest, state = checkpoint.load(resume)
-            if manifest.extra.get("text") != self.learner.text.sha256:
+            if manifest.extra.get("text") != self.learner.rows.sha256:
                 raise ContractError(
                     f"the checkpoint {resume} was trained on another text: its place in it means nothing"
                 )
@@ -87,7 +87,7 @@ class Job:
                 data_position=data_index(self.step + 1, self.environment.skip_steps),
                 biases=self.learner.balancer.biases,
                 state_at_s=self.stepped_at,
-                extra={"text": self.learner.text.sha256, "model": asdict(self.learner.model.model.config)},
+                extra={"text": self.learner.rows.sha256, "model": asdict(self.learner.model.model.config)},
             )
             problem = announce_checkpoint(self.environment, directory, manifest)
             print(f"saved step {self.step}" + (f"; not announced: {problem}" if problem else ""), flush=True)
@@ -141,6 +141,8 @@ class Job:
         )
         self.learner.reset_counts()
         self.beat.step(number)
+        if self.rank == 0 and done.skipped:
+            print(f"step {number} moved nothing, data index {index}: {done.skipped}", flush=True)
         if self.rank == 0 and number % 10 == 0:
             print(f"step {number}: loss {done.loss:.3f}, gradient {done.grad_norm:.2f}, {seconds:.2f} s", flush=True)
 

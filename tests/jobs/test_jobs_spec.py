@@ -121,7 +121,7 @@ TOY = load_template("toy").to_dict()
         ("spec.router.balancingRate", 0, "router.balancingRate: must be > 0"),
         ("spec.router.expertz", 4, "router.expertz: is not known to this trainer; it knows balancing, "),
         ("spec.router.experts", [1], "router.experts: must be text, a number, true or false"),
-        ("spec.data.source", "nowhere", "data.source: must be one of python-docs, not 'nowhere'"),
+        ("spec.data.source", "nowhere", "data.source: must be one of python-docs, python-code, mix, not 'nowhere'"),
         ("spec.data.path", "/tmp", "data.path: is not known to this trainer"),
         ("spec.train.optimizer", "sgd", "train.optimizer: must be one of muon, adamw, not 'sgd'"),
         ("spec.train.learningRate", float("inf"), "train.learningRate: must be a finite number"),

@@ -12,8 +12,9 @@ from torch import nn
 from jobs.contract import ContractError
 from jobs.zaya.config import ModelConfig, TrainConfig, read_config
 from jobs.zaya.data import Text, documentation
-from jobs.zaya.learner import NumericsError, learning_rate
+from jobs.zaya.learner import NumericsError
 from jobs.zaya.optim import FlatOptimizer, orthogonalised
+from jobs.zaya.phases import learning_rate
 from tests.jobs.zaya_small import MODEL, learner, train
 
 SENTENCE = bytes(range(256)) * 8
@@ -139,7 +140,7 @@ def test_a_loss_that_is_not_finite_raises_before_any_weight_moves() -> None:
 
 def test_the_learning_rate_warms_up_and_ends_at_a_tenth() -> None:
     config = TrainConfig(steps=100, warmup=10, learning_rate=1.0)
-    rates = [learning_rate(step, config) for step in range(1, 101)]
+    rates = [learning_rate(step, config.schedule, config.warmup) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == 1.0
     assert rates[-1] == pytest.approx(0.1)

@@ -289,7 +289,7 @@ def test_an_error_of_another_kind_leaves_its_record_too(run: Run) -> None:
     def broken() -> bytes:
         raise MemoryError("no room")
 
-    run.monkeypatch.setattr("jobs.zaya.learner.documentation", broken)
+    run.monkeypatch.setattr("jobs.zaya.data.documentation", broken)
     assert run.attempt() == 1
     assert (run.record().error_type, run.record().error_message) == ("MemoryError", "no room")
     assert "broken" in run.record().traceback
