@@ -55,6 +55,22 @@ DECISION_MODES = ("observe", "advise", "act")
 DECISION_OPEN = ("proposed", "approved", "executing")
 DECISION_STATES = (*DECISION_OPEN, "verified", "failed", "superseded", "expired")
 CHECKPOINT_STATES = ("writing", "complete", "validated", "tainted")
+LIFECYCLE_STATUSES = ("active", "paused", "succeeded", "failed", "cancelled")
+STAGE_STATES = (
+    "waiting",
+    "preparing",
+    "training",
+    "evaluating",
+    "releasing",
+    "held",
+    "passed",
+    "failed",
+    "cancelled",
+)
+# why a held stage waits for a person: for approval, after a refused requirement, a failed run, a spent budget, a taint
+STAGE_HOLDS = ("", "approval", "refused", "failed", "budget", "tainted")
+RUN_ROLES = ("prepare", "train", "evaluate", "release")
+APPROVAL_VERDICTS = ("approved", "refused")
 FAULT_STATES = ("firing", "clear")
 INCIDENT_OPEN = ("open", "acked", "resolved")
 INCIDENT_STATES = (*INCIDENT_OPEN, "merged", "closed")

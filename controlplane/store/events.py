@@ -24,6 +24,7 @@ def add(
     incident_id: str | None = None,
     decision_id: str | None = None,
     data: dict[str, Any] | None = None,
+    lifecycle_id: str | None = None,
 ) -> Event:
     """A new line."""
     event = Event(
@@ -37,6 +38,7 @@ def add(
         decision_id=decision_id,
         sentence=sentence,
         data=data or {},
+        lifecycle_id=lifecycle_id,
     )
     session.add(event)
     return event
@@ -48,12 +50,19 @@ def listed(
     run_id: str | None = None,
     node: str | None = None,
     incident_id: str | None = None,
+    lifecycle_id: str | None = None,
     since_s: float | None = None,
     limit: int = 500,
 ) -> list[Event]:
     """The newest lines that match, oldest first."""
     query = select(Event).order_by(Event.at_s.desc(), Event.id.desc()).limit(limit)
-    for column, value in ((Event.run_id, run_id), (Event.node, node), (Event.incident_id, incident_id)):
+    asked = (
+        (Event.run_id, run_id),
+        (Event.node, node),
+        (Event.incident_id, incident_id),
+        (Event.lifecycle_id, lifecycle_id),
+    )
+    for column, value in asked:
         if value is not None:
             query = query.where(column == value)
     if since_s is not None:

@@ -1,7 +1,7 @@
 """Every table, as typed row classes: the one door to them, by area.
 
-What is stored, and what may never be true, stands in tables_fleet, tables_training, tables_runs and tables_people; how
-it is read and written stands in the store's other modules.
+What is stored, and what may never be true, stands in tables_fleet, tables_training, tables_runs, tables_lifecycles and
+tables_people; how it is read and written stands in the store's other modules.
 
 Times are Unix seconds by the server's clock unless a column's comment says otherwise. JSON columns hold plain dicts and
 lists: assign a new value, a change in place is not seen. Foreign keys are checked at the commit, so the order of writes
@@ -20,6 +20,14 @@ from controlplane.store.tables_fleet import (
     TelemetryChunk,
     TelemetryLatest,
 )
+from controlplane.store.tables_lifecycles import (
+    Alias,
+    AliasMove,
+    Approval,
+    LifecycleStage,
+    LifecycleState,
+    StageRun,
+)
 from controlplane.store.tables_people import (
     AuditEntry,
     Channel,
@@ -36,6 +44,9 @@ from controlplane.store.tables_training import ExpertChunk, ExpertLayer, ExpertP
 metadata = Row.metadata
 
 __all__ = [
+    "Alias",
+    "AliasMove",
+    "Approval",
     "Attempt",
     "AuditEntry",
     "Boot",
@@ -57,9 +68,12 @@ __all__ = [
     "LastWord",
     "Lease",
     "Lifecycle",
+    "LifecycleStage",
+    "LifecycleState",
     "Node",
     "Row",
     "Run",
+    "StageRun",
     "StepChunk",
     "TelemetryChunk",
     "TelemetryLatest",

@@ -157,6 +157,7 @@ class Checkpoint(Row):
     __table_args__ = (
         one_of("state", CHECKPOINT_STATES),
         Index("ix_checkpoints_run", "run_id", "step"),
+        Index("ix_checkpoints_hash", "hash"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     run_id: Mapped[str] = mapped_column(points_to("runs.id"))
@@ -172,6 +173,7 @@ class Checkpoint(Row):
     parent: Mapped[str | None]
     reason: Mapped[str] = mapped_column(default="")
     seen_s: Mapped[float]
+    hash: Mapped[str | None]  # of its manifest, once that could be read
 
 
 class Event(Row):
@@ -183,6 +185,7 @@ class Event(Row):
         Index("ix_events_run", "run_id", "at_s"),
         Index("ix_events_node", "node", "at_s"),
         Index("ix_events_incident", "incident_id", "at_s"),
+        Index("ix_events_lifecycle", "lifecycle_id", "at_s"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     at_s: Mapped[float]
@@ -194,3 +197,4 @@ class Event(Row):
     decision_id: Mapped[str | None]
     sentence: Mapped[str]
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    lifecycle_id: Mapped[str | None]
