@@ -16,7 +16,7 @@ from jobs.zaya.skipstep import SkipStep
 from tests.jobs.zaya_small import learner, train
 
 RULE = SkipRule(window=8, sigmas=4, consecutive=3)
-POISON = "13-20"
+POISON = "17-24"
 
 
 def fed(values: list[float]) -> SkipStep:
@@ -63,20 +63,20 @@ def test_a_guard_goes_on_from_its_state_to_the_bit() -> None:
 
 
 def guarded(poison: str = POISON, **more: Any) -> Learner:
-    return learner(steps=30, learning_rate=0.01, skip_step=SkipRule(12, 6, 3), poison=poison, **more)
+    return learner(steps=30, learning_rate=0.01, skip_step=SkipRule(8, 5, 3), poison=poison, **more)
 
 
 def test_a_poisoned_shard_is_seen_moves_nothing_and_when_it_lasts_ends_the_attempt() -> None:
     one = guarded()
-    losses = train(one, 1, 12)
+    losses = train(one, 1, 16)
     weights, biases = one.optimizer.values.clone(), one.balancer.biases.clone()
-    first = one.step(13, 13)
-    assert first.loss > max(losses[4:]) + 1
+    first = one.step(17, 17)
+    assert first.loss > max(losses[8:]) + 1
     assert "is above" in first.skipped
     assert first.learning_rate == 0
-    one.step(14, 14)
-    with pytest.raises(NumericsError, match="data indices 13-15"):
-        one.step(15, 15)
+    assert one.step(18, 18).skipped
+    with pytest.raises(NumericsError, match="3 steps in a row, on data indices 17-19, were skipped"):
+        one.step(19, 19)
     assert torch.equal(weights, one.optimizer.values)
     assert torch.equal(biases, one.balancer.biases)
 
@@ -85,25 +85,24 @@ def test_the_attempt_that_leaves_the_shard_out_trains_on() -> None:
     skipped = parse_ranges(POISON)
     one = guarded()
     done = [one.step(number, data_index(number, skipped)) for number in range(1, 23)]
-    assert not any(step.skipped for step in done[12:])
-    assert done[-1].loss < done[11].loss
+    assert not any(step.skipped for step in done)
+    assert sum(step.loss for step in done[-5:]) < sum(step.loss for step in done[4:9])
 
 
 def test_without_a_rule_poison_is_learned() -> None:
-    one = learner(steps=30, learning_rate=0.01, poison=POISON)
-    train(one, 1, 12)
+    one = learner(steps=30, learning_rate=0.01, poison="1-9")
     before = one.optimizer.values.clone()
-    assert one.step(13, 13).learning_rate > 0
+    assert one.step(1, 1).learning_rate > 0
     assert not torch.equal(before, one.optimizer.values)
 
 
 def test_poison_is_a_function_of_seed_and_index_and_differs_by_rank() -> None:
     one, clean = guarded().rows, guarded("").rows
-    assert torch.equal(one.batch(13, 0, 2, 4), guarded().rows.batch(13, 0, 2, 4))
-    assert not torch.equal(one.batch(13, 0, 2, 4), one.batch(13, 1, 2, 4))
-    assert not torch.equal(one.batch(13, 0, 1, 4), clean.batch(13, 0, 1, 4))
-    assert torch.equal(one.batch(12, 0, 1, 4), clean.batch(12, 0, 1, 4))
-    assert one.batch(13, 0, 1, 64).min() >= 32
+    assert torch.equal(one.batch(17, 0, 2, 4), guarded().rows.batch(17, 0, 2, 4))
+    assert not torch.equal(one.batch(17, 0, 2, 4), one.batch(17, 1, 2, 4))
+    assert not torch.equal(one.batch(17, 0, 1, 4), clean.batch(17, 0, 1, 4))
+    assert torch.equal(one.batch(16, 0, 1, 4), clean.batch(16, 0, 1, 4))
+    assert one.batch(17, 0, 1, 64).min() >= 32
     assert one.sha256 == clean.sha256
 
 
