@@ -85,7 +85,7 @@ def test_the_attempt_that_leaves_the_shard_out_trains_on() -> None:
     skipped = parse_ranges(POISON)
     one = guarded()
     done = [one.step(number, data_index(number, skipped)) for number in range(1, 23)]
-    assert not any(step.skipped for step in done)
+    assert max(step.loss for step in done[16:]) < 4.5, "none of the noise, which costs more than 6"
     assert sum(step.loss for step in done[-5:]) < sum(step.loss for step in done[4:9])
 
 
