@@ -18,12 +18,14 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from jobs.parsing import Part, Problem, SpecError, kind_of, parse
 from jobs.zaya import config as zaya
+from jobs.zaya.rl import config as rl
 
 __all__ = ["Part", "Problem", "SpecError"]
 
 API_VERSION = "trimtab/v1"
 WORKLOADS: Mapping[str, Callable[[Mapping[str, Mapping[str, Any]]], list[tuple[str, str]]]] = {
-    "jobs.zaya.train": zaya.problems
+    "jobs.zaya.train": zaya.problems,
+    "jobs.zaya.rl": rl.problems,
 }
 """By the module that a command runs: what its trainer would refuse of the maps train, router and data."""
 TEMPLATES = Path(__file__).parent / "lifecycles"
