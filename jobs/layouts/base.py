@@ -1,0 +1,153 @@
+"""What a checkpoint adapter answers: the steps that lie in an attempt's directory, and how one is resumed.
+
+A framework that writes no manifest has its own way to lay out a checkpoint and its own mark of a finished one. An
+adapter reads names, sizes and small text files; it writes nothing, loads no tensor and unpickles nothing. It decides
+nothing: whether a checkpoint may be used is the controller's affair. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+MOST_FILES = 500_000
+_LARGEST_STEP = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFile:
+    """A file of a checkpoint; `name` is relative to the checkpoint's parent, with slashes."""
+
+    path: Path
+    name: str
+    bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeenCheckpoint:
+    """A step on the disk. `step` counts completed optimizer steps, or rollouts where a framework counts those.
+
+    `directory` is what RESUME_FROM names. `files` may lie beside it: whatever the framework needs to resume.
+    """
+
+    directory: Path
+    step: int
+    files: tuple[SeenFile, ...]
+    unfinished: str = ""
+    """why it is not finished, as a clause; empty when it is"""
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def begun_at_s(self) -> float:
+        """When its oldest file was last written: the state in it is not younger (Unix seconds by the disk's clock)."""
+        return min((file.modified_ns for file in self.files), default=0) / 1e9
+
+    @property
+    def written_at_s(self) -> float:
+        """When its newest file was last written."""
+        return max((file.modified_ns for file in self.files), default=0) / 1e9
+
+    @property
+    def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
+        """Equal for two looks between which nothing was written."""
+        return tuple((file.name, file.bytes, file.modified_ns) for file in self.files)
+
+
+class Layout(Protocol):
+    """One framework's checkpoints."""
+
+    name: str
+
+    def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
+        """Every step in an attempt's directory, finished or not, by step. OSError when it cannot be listed."""
+        ...
+
+    def resume(self, directory: Path) -> tuple[str, ...]:
+        """The words of a command that make the framework go on from exactly this directory, never from its latest."""
+        ...
+
+
+def seen(directory: Path, step: int, unfinished: str, beside: Iterable[Path] = ()) -> SeenCheckpoint:
+    """A checkpoint with its files listed. One that vanishes meanwhile is unfinished: its trainer is deleting it."""
+    try:
+        files = tuple(_listed(directory, beside))
+    except FileNotFoundError:
+        return SeenCheckpoint(directory, step, (), "it is being deleted")
+    return SeenCheckpoint(directory, step, files, unfinished or ("" if files else "it is empty"))
+
+
+def _listed(directory: Path, beside: Iterable[Path]) -> Iterator[SeenFile]:
+    paths = [path for path in _walk(directory) if path.is_file()]
+    for path in sorted([*paths, *(path for path in beside if path.is_file())]):
+        found = path.stat()
+        yield SeenFile(path, path.relative_to(directory.parent).as_posix(), found.st_size, found.st_mtime_ns)
+
+
+def _walk(directory: Path) -> list[Path]:
+    """Every file below; a directory is opened once. OSError past MOST_FILES."""
+    found: list[Path] = []
+    for folder, _, names in os.walk(directory, onerror=_raise):
+        found += [Path(folder, name) for name in names]
+        if len(found) > MOST_FILES:
+            raise OSError(f"{directory} has more than {MOST_FILES} files")
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def steps_in(attempt_dir: Path, pattern: re.Pattern[str]) -> list[tuple[Path, int]]:
+    """Directories whose name matches (group 1: the number), in an attempt's directory and one level below it."""
+    found = []
+    for folder in (attempt_dir, *_folders(attempt_dir)):
+        for path in _folders(folder):
+            match = pattern.fullmatch(path.name)
+            if match and int(match[1]) <= _LARGEST_STEP:
+                found.append((path, int(match[1])))
+    return sorted(found, key=lambda one: (one[1], str(one[0])))
+
+
+def _folders(path: Path) -> Sequence[Path]:
+    """The directories in a directory; none where there is no directory (yet)."""
+    try:
+        return sorted(Path(one.path) for one in os.scandir(path) if one.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def tracked(folder: Path, name: str = "latest_checkpointed_iteration.txt") -> int | None:
+    """The step that a tracker file names; None when there is none, or it is being written, or names no step.
+
+    Trackers are written in place, after the step that they name: a step beyond it is not finished.
+    """
+    try:
+        text = (folder / name).read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    return int(text) if re.fullmatch(r"\d{1,10}", text) else None
+
+
+def missing(directory: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names that are no file with content in a directory."""
+    return [name for name in names if not _filled(directory / name)]
+
+
+def _filled(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def first(names: Sequence[str]) -> str:
+    """Some names in a few words."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,90 @@
+"""transformers' Trainer: `checkpoint-100/` with `trainer_state.json`, which rank 0 writes last.
+
+It comes after rank 0's weights, optimizer and random state. Other ranks write `rng_state_N.pth` in their own time, so
+the ranks must be without a gap; a sentinel, `checkpoint-is-incomplete.txt`, stands while a save that SIGTERM asked for
+goes on. With `save_only_model` there is nothing to resume from. A script resumes if it hands `resume_from_checkpoint`
+to `Trainer.train`, as transformers' own examples do with the flag of that name; one that calls `train()` bare cannot be
+made to. Source: transformers/trainer.py (_save_checkpoint) and trainer_jit_checkpoint.py of 5.24.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.layouts.base import SeenCheckpoint, first, missing, seen, steps_in
+
+_STEP = re.compile(r"checkpoint-(\d+)", re.ASCII)
+_RANDOM = re.compile(r"rng_state(?:_(\d+))?\.pth", re.ASCII)
+_SENTINEL, _STATE = "checkpoint-is-incomplete.txt", "trainer_state.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+class HuggingFace:
+    """The Trainer's steps; the number is that of completed optimizer steps."""
+
+    name = "huggingface"
+
+    def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
+        return [
+            seen(directory, number, _unfinished(directory, number))
+            for directory, number in steps_in(attempt_dir, _STEP)
+        ]
+
+    def resume(self, directory: Path) -> tuple[str, ...]:
+        return "--resume_from_checkpoint", str(directory)
+
+
+def _unfinished(directory: Path, number: int) -> str:
+    if (directory / _SENTINEL).exists():
+        return f"{_SENTINEL} says that it is being written"
+    state = _mapping(directory / _STATE)
+    if state is None:
+        return f"its {_STATE}, which is written last, is not there or not whole"
+    if state.get("global_step") != number:
+        return f"its {_STATE} is that of step {state.get('global_step')}"
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        return f"it cannot be listed: {error.strerror}"
+    return _weights(directory, names) or _states(names)
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _sharded(names: Sequence[str]) -> bool:
+    """Whether DeepSpeed or FSDP wrote shards, whose ranks each write their own."""
+    return any(re.fullmatch(r"global_step\d+|pytorch_model_fsdp_\d+|pytorch_model_fsdp\.bin", name) for name in names)
+
+
+def _weights(directory: Path, names: Sequence[str]) -> str:
+    for index in (name for name in _INDEXES if name in names):
+        found = (_mapping(directory / index) or {}).get("weight_map")
+        if not isinstance(found, dict):
+            return f"its {index} cannot be read"
+        lacking = missing(directory, sorted({str(name) for name in found.values()}))
+        return f"its {index} names {first(lacking)}, which is not there" if lacking else ""
+    if _sharded(names):
+        return ""
+    return "" if len(missing(directory, _WEIGHTS)) < len(_WEIGHTS) else "its weights are not there"
+
+
+def _states(names: Sequence[str]) -> str:
+    """What it lacks of the rest that a resume needs."""
+    if not _sharded(names) and not {"optimizer.pt", "optimizer.bin"} & set(names):
+        return "it holds weights alone (save_only_model): there is no optimizer to go on with"
+    ranks = {int(match[1]) for name in names if (match := _RANDOM.fullmatch(name)) and match[1] is not None}
+    gaps = sorted(set(range(max(ranks, default=-1) + 1)) - ranks)
+    if gaps:
+        return f"rng_state_{gaps[0]}.pth is not there"
+    return "" if ranks or "rng_state.pth" in names else "its random state is not there"
