@@ -43,7 +43,7 @@ def adamw(values: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: 
     values.addcdiv_(mean, divisor, value=-rate / (1 - first**step))
 
 
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Attention's and the experts' matrices; embeddings, convolutions and routers are AdamW's."""
     return parameter.dim() >= 2 and not any(word in name for word in ("embed", "conv", ".gate."))
 
@@ -64,7 +64,7 @@ class FlatOptimizer:
         if kind not in OPTIMIZERS:
             raise ContractError(f"train.optimizer must be one of {', '.join(OPTIMIZERS)}, not {kind!r}")
         named = list(model.named_parameters())
-        matrices = [item for item in named if kind == "muon" and _is_hidden_matrix(*item)]
+        matrices = [item for item in named if kind == "muon" and is_hidden_matrix(*item)]
         taken = {name for name, _ in matrices}
         plain = [item for item in named if item[1].dim() < 2]
         decayed = [item for item in named if item[1].dim() >= 2 and item[0] not in taken]
