@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from jobs.zaya.envs.base import Problem
-from jobs.zaya.rsa import Aggregation, Generate, aggregate, cost, majority, sample_within
+from jobs.zaya.rsa import Aggregation, Generate, Generated, Trace, aggregate, cost, majority, sample_within
 from jobs.zaya.tokens import decode
 
 Score = Callable[[Problem, str], float]
@@ -47,29 +47,43 @@ def compare(
     traces = aggregate(questions, generate, numbers, seed)
     budgets = [trace.generated for trace in traces]
     samples = sample_within(questions, generate, numbers.limit, budgets, [trace.first for trace in traces])
-    found = []
-    for problem, trace, plain in zip(problems, traces, samples, strict=True):
-        said = [decode(one.tokens) for one in plain]
-        last = [decode(one.tokens) for one in trace.last]
-        chosen = majority(said)
-        scores = {answer: score(problem, answer) for answer in {*said, *last, chosen}}
-        found.append(
-            Compared(
-                problem=problem,
-                first=fmean(scores[answer] for answer in said[: numbers.rollouts]),
-                pass_at_1=fmean(scores[answer] for answer in said),
-                maj=scores[chosen],
-                rsa=fmean(scores[answer] for answer in last),
-                rsa_tokens=trace.generated,
-                plain_tokens=sum(map(cost, plain)),
-                samples=len(plain),
-                majority_answer=chosen,
-                rsa_answer=majority(last),
-                longest_prompt=trace.longest_prompt,
-                longest_completion=trace.longest_completion,
-            )
-        )
-    return found
+    return [
+        _compared(problem, trace, plain, score) for problem, trace, plain in zip(problems, traces, samples, strict=True)
+    ]
+
+
+def _compared(problem: Problem, trace: Trace, plain: Sequence[Generated], score: Score) -> Compared:
+    said, last = [answer_of(one) for one in plain], [answer_of(one) for one in trace.last]
+    chosen, rsa_chosen = _chosen(said), _chosen(last)
+    scored: dict[str | None, float] = {None: 0.0}
+    scored |= {answer: score(problem, answer) for answer in {*said, *last} if answer is not None}
+    if chosen is not None and chosen not in scored:  # a majority is told without outer blanks
+        scored[chosen] = score(problem, chosen)
+    return Compared(
+        problem=problem,
+        first=fmean(scored[answer] for answer in said[: len(trace.first)]),
+        pass_at_1=fmean(scored[answer] for answer in said),
+        maj=scored[chosen],
+        rsa=fmean(scored[answer] for answer in last),
+        rsa_tokens=trace.generated,
+        plain_tokens=sum(map(cost, plain)),
+        samples=len(plain),
+        majority_answer=chosen or "",
+        rsa_answer=rsa_chosen or "",
+        longest_prompt=trace.longest_prompt,
+        longest_completion=trace.longest_completion,
+    )
+
+
+def answer_of(completion: Generated) -> str | None:
+    """A completion's text; None when it did not end within its limit."""
+    return decode(completion.tokens) if completion.ended else None
+
+
+def _chosen(answers: Sequence[str | None]) -> str | None:
+    """What most say, of those that say anything."""
+    given = [answer for answer in answers if answer is not None]
+    return majority(given) if given else None
 
 
 def means(found: Sequence[Compared]) -> dict[str, float]:

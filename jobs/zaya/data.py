@@ -22,6 +22,8 @@ from jobs.zaya.examples import FILE, Examples, answers
 from jobs.zaya.phases import Phase, place
 
 _CODE_BYTES = 2_000_000
+HELD_OUT_IN = 20
+"""the last byte in so many of a text, all in one piece at its end, is read by evaluation alone"""
 _PRINTABLE = 0x20
 
 
@@ -34,13 +36,33 @@ class Rows(Protocol):
         """This rank's rows [sequences, length + 1] of data index `index`."""
 
 
-def documentation() -> bytes:
-    """All help topics of this Python in a fixed order, about 0.5 MB; its hash tells two Pythons apart."""
+def _topics() -> bytes:
+    """All help topics of this Python in a fixed order, about 0.5 MB; their hash tells two Pythons apart."""
     topics: dict[str, str] = import_module("pydoc_data.topics").topics
     return "\n\n".join(topics[name] for name in sorted(topics)).encode()
 
 
+def documentation() -> bytes:
+    """The help topics that training reads: all but the end of them."""
+    return _split(_topics())[0]
+
+
 def source_code() -> bytes:
+    """The source code that training reads: all but the end of it."""
+    return _split(_modules())[0]
+
+
+def held_out() -> dict[str, bytes]:
+    """By source, the end of its text, which no training reads."""
+    return {"python-docs": _split(_topics())[1], "python-code": _split(_modules())[1]}
+
+
+def _split(text: bytes) -> tuple[bytes, bytes]:
+    end = len(text) - len(text) // HELD_OUT_IN
+    return text[:end], text[end:]
+
+
+def _modules() -> bytes:
     """The first 2 MB of the standard library's own modules, in order of their names."""
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     found, size = [], 0

@@ -131,8 +131,12 @@ class Evaluation:
         return found
 
     def _text(self, config: EvaluationConfig) -> tuple[dict[str, float], dict[str, Any]]:
-        windows, about = held_out_windows(config.length, config.windows)
-        return text_metrics(self.model, windows, self._look), about
+        """`loss` and `max_vio` on the documentation, `code_loss` on source code, and what to say of the text."""
+        docs, code = (held_out_windows(name, config.length, config.windows) for name in ("python-docs", "python-code"))
+        metrics = text_metrics(self.model, docs, self._look)
+        metrics["code_loss"] = text_metrics(self.model, code, self._look)["loss"]
+        about = {"windows": config.windows, "length": config.length, "held_out": True}
+        return metrics, about
 
     def _details(self, found: Sequence[Compared], config: EvaluationConfig) -> dict[str, Any]:
         return {

@@ -72,20 +72,21 @@ def loaded(directory: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+TEXTS = ("\x05reverse abcd\x06", " blanks  and\n\ttabs. don't", "ăĀ ünïcode 日本 .")
+
+
 @torch.no_grad()
 def compared(model: ZayaForCausalLM, directory: Path, config: ReleaseConfig) -> dict[str, float]:
     """The largest difference of a logit, and the shares of greedy texts and of tokenized texts that are the same."""
     asked = prompts(config.prompts)
-    texts = ["\x05reverse abcd\x06", " blanks  and\n\ttabs. don't", "ăĀ ünïcode 日本 ."]
-    found = loaded(directory, {"prompts": asked, "texts": texts, "new_tokens": config.new_tokens})
+    found = loaded(directory, {"prompts": asked, "texts": TEXTS, "new_tokens": config.new_tokens})
     ours = [model(torch.tensor([one]))[0] for one in asked]
     theirs = [torch.tensor(one) for one in found["logits"]]
-    difference = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
     said = generate(model, asked, limit=config.new_tokens, temperature=0)
     same = [[*one.tokens, *[END] * one.ended] == told for one, told in zip(said, found["greedy"], strict=True)]
-    read = [[list(text.encode()), text] == pair for text, pair in zip(texts, found["texts"], strict=True)]
+    read = [[list(text.encode()), text] == pair for text, pair in zip(TEXTS, found["texts"], strict=True)]
     return {
-        "logit_difference": difference,
+        "logit_difference": max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)),
         "greedy_equal": sum(same) / len(same),
         "tokens_equal": sum(read) / len(read),
     }

@@ -1,7 +1,7 @@
 """The loss on text, and how evenly the experts share it: what a gate on pretraining looks at.
 
-The windows are the same at every evaluation, so that losses of checkpoints can be compared. Whether training left that
-text out is said beside the figures, not assumed.
+The windows are the same at every evaluation, so that losses of checkpoints can be compared, and lie in the end of each
+text, which no training of jobs/zaya reads (jobs/zaya/data.py).
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.contract import ContractError
-from jobs.zaya.data import documentation
+from jobs.zaya.data import held_out
 from jobs.zaya.model import ZayaForCausalLM
 
 _TOGETHER = 16
-_HELD_OUT_IN = 20
 
 
-def held_out_windows(length: int, count: int) -> tuple[Tensor, dict[str, Any]]:
-    """[count, length + 1] bytes spread evenly over the last twentieth of the documentation, and what to say of them."""
-    text = documentation()
-    begin = len(text) - len(text) // _HELD_OUT_IN
-    part = torch.frombuffer(bytearray(text[begin:]), dtype=torch.uint8)
-    last = len(part) - length - 1
+def held_out_windows(source: str, length: int, count: int) -> Tensor:
+    """[count, length + 1] bytes spread evenly over the part of a source's text that no training reads."""
+    text = held_out()[source]
+    last = len(text) - length - 1
     if last < 0:
-        raise ContractError(f"train.length must be < {len(part)}, the bytes of the held-out text, not {length}")
+        raise ContractError(f"train.length must be < {len(text)}, the bytes of the held-out text, not {length}")
     starts = torch.linspace(0, last, count).long()
-    about = {"source": "python-docs", "from_byte": begin, "windows": count, "length": length}
-    return part[starts[:, None] + torch.arange(length + 1)].long(), about
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)[starts[:, None] + torch.arange(length + 1)].long()
 
 
 def _counting(into: Tensor) -> Callable[[nn.Module, Any, Any], None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from jobs.contract import ContractError, Exit
 from jobs.zaya import release
@@ -41,6 +42,13 @@ def test_transformers_loads_a_release_and_says_what_ours_says(
     (tmp_path / "release").mkdir()
     (tmp_path / "release" / "old").write_text("of an earlier attempt")
     one = Attempts(tmp_path, init, monkeypatch)
+    heard: list[dict[str, Any]] = []
+
+    def listening(directory: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+        heard.append(loaded(directory, asked))
+        return heard[-1]
+
+    monkeypatch.setattr(release, "loaded", listening)
     assert one.run(attempt, {"newTokens": 6}, TRIMTAB_LINEAGE_JSON=str(tmp_path / "lineage.json")) == Exit.DONE
     metrics = one.result().metrics
     assert metrics["loads"] == metrics["greedy_equal"] == metrics["tokens_equal"] == 1
@@ -64,15 +72,16 @@ def test_transformers_loads_a_release_and_says_what_ours_says(
     assert one.hash in card
     assert "| pretrain | 9 | `abababababab` |  | loss 2.5 |" in card
     assert "| sft | 2 | `cdcdcdcdcdcd` | `abababababab` | pass@1 0.5 |" in card
-    _another_model_is_refused(init, tmp_path / "release")
+    _another_model_is_refused(init, heard[0], monkeypatch)
 
 
-def _another_model_is_refused(init: Path, directory: Path) -> None:
-    """One weight of the release is moved: what transformers loads is then not the model that was evaluated."""
-    weights = load_file(directory / "model.safetensors")
-    weights["model.norm.weight"] += 0.01
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    metrics = compared(model_of(init)[1], directory, ReleaseConfig(prompts=1, new_tokens=1))
+def _another_model_is_refused(init: Path, heard: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One weight of ours is moved: what transformers said a moment ago is then not this model's."""
+    model = model_of(init)[1]
+    with torch.no_grad():
+        model.model.norm.weight += 0.01
+    monkeypatch.setattr(release, "loaded", lambda *_: heard)
+    metrics = compared(model, init, ReleaseConfig(new_tokens=6))
     assert metrics["logit_difference"] > 1e-5
     with pytest.raises(ContractError, match="logits differ from ours by"):
         release._refuse(metrics, 1e-5)
