@@ -38,8 +38,8 @@ def _plain(node: ast.expr, variables: frozenset[str], powers: int, depth: int) -
     if depth == 0:
         return False
     match node:
-        case ast.Constant(value=value):
-            return type(value) in (int, float) and abs(value) <= _LARGEST_NUMBER
+        case ast.Constant(value=int() | float() as value):
+            return not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER
         case ast.Name(id=name):
             return name in variables or name in CONSTANTS
         case ast.UnaryOp(op=op, operand=operand):
@@ -60,5 +60,6 @@ def _plain(node: ast.expr, variables: frozenset[str], powers: int, depth: int) -
 
 def _small(exponent: ast.expr) -> bool:
     """Whether an exponent's numbers stay small: sums and products of theirs are below the product of each plus one."""
-    numbers = [node.value for node in ast.walk(exponent) if isinstance(node, ast.Constant)]
-    return math.prod(1 + abs(one) for one in numbers if type(one) in (int, float)) <= _LARGEST_POWER + 1
+    values = [node.value for node in ast.walk(exponent) if isinstance(node, ast.Constant)]
+    numbers = [1 + abs(value) for value in values if isinstance(value, int | float)]
+    return math.prod(numbers) <= _LARGEST_POWER + 1
