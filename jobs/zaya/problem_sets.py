@@ -15,6 +15,8 @@ from jobs.zaya.envs.base import Environment, Problem, draw, read_problems
 from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluation_config import parts
 
+_PATIENCE = 10
+"""draws for each question seen, none of them new, after which there are no more: one is missed in 20,000"""
 SHIPPED = Path(__file__).parent / "problems"
 
 
@@ -36,22 +38,25 @@ def ranges(environments: str) -> list[tuple[Environment, range]]:
 
 
 def drawn(environments: str, each: int, seed: int, *, held: bool) -> list[Problem]:
-    """`each` problems of every named environment, its difficulties taking turns, no question twice.
+    """`each` problems of every named environment, its difficulties taking turns; equal arguments give equal problems.
 
-    ContractError when an environment has too few different questions.
+    For training a question may come again. Held-out ones are all different; ContractError when there are too few.
     """
     found: list[Problem] = []
     for one, difficulties in ranges(environments):
-        seen: dict[str, Problem] = {}
-        tries = 0
-        while len(seen) < each:
-            if tries > 50 * each:
-                raise ContractError(f"{one.name} gave {len(seen)} different questions of {each}: ask for fewer")
-            difficulty = difficulties[len(seen) % len(difficulties)]
-            problem = draw(one, difficulty, seed * 1_000_003 + tries, held=held)
-            seen.setdefault(problem.question, problem)
-            tries += 1
-        found += seen.values()
+        own: dict[object, Problem] = {}
+        tries = since = 0
+        while len(own) < each:
+            problem = draw(one, difficulties[tries % len(difficulties)], seed * 1_000_003 + tries, held=held)
+            before = len(own)
+            own.setdefault(problem.question if held else tries, problem)
+            tries, since = tries + 1, since + 1 if len(own) == before else 0
+            if since > _PATIENCE * (1 + len(own)):
+                raise ContractError(
+                    f"{one.name} has {len(own)} different held-out questions at these difficulties, not {each}: "
+                    "ask for fewer or for harder ones"
+                )
+        found += own.values()
     return found
 
 
