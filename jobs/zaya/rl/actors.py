@@ -45,8 +45,12 @@ def cluster(cpus: int) -> Iterator[None]:
     """A Ray cluster to work on: the one at RAY_ADDRESS, or one of its own with `cpus` on this machine, with token
     authentication unless RAY_AUTH_MODE says otherwise. What it started ends with it.
 
-    The signal handlers of before stand again when Ray has put its own in their place: they are the contract's.
+    One that this process is on already is used and left as it is. The signal handlers of before stand again when Ray
+    has put its own in their place: they are the contract's.
     """
+    if ray.is_initialized():
+        yield
+        return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     joined = bool(os.environ.get("RAY_ADDRESS"))
     directory = "" if joined else _short_directory()
