@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,9 @@ from jobs.zaya.model import ZayaForCausalLM
 from jobs.zaya.optim import FlatOptimizer
 from jobs.zaya.phases import learning_rate, place
 from jobs.zaya.skipstep import NumericsError, SkipStep
+
+if TYPE_CHECKING:
+    from jobs.zaya.sharding import ShardedOptimizer
 
 __all__ = ["Learner", "NumericsError", "Stepped"]
 
@@ -52,11 +55,20 @@ class Learner:
         self.model = ZayaForCausalLM(model_config)
         self.model.train()
         self.routers = self.model.routers()
-        self.optimizer = FlatOptimizer(self.model, config.optimizer, config.weight_decay)
+        self.optimizer = self._optimizer()
         gains = (config.balancing_kp, config.balancing_ki, config.balancing_kd)
         self.balancer = Balancer(self.routers, config.balancing, config.balancing_rate, gains)
         self.guard = SkipStep(config.skip_step) if config.skip_step else None
         self.rows = rows_of(config, prepared)
+
+    def _optimizer(self) -> FlatOptimizer | ShardedOptimizer:
+        kind, decay = self.config.optimizer, self.config.weight_decay
+        if self.config.sharding == "none":
+            return FlatOptimizer(self.model, kind, decay)
+        from jobs.zaya import sharding  # late: what it imports takes two seconds of CPU time at every start
+
+        sharding.shard(self.model)
+        return sharding.ShardedOptimizer(self.model, kind, decay)
 
     def state(self) -> dict[str, Any]:
         found = {
@@ -68,10 +80,13 @@ class Learner:
         return {**found, "guard": self.guard.state_dict()} if self.guard else found
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes over a whole state; raises ContractError when it is that of another model or optimizer."""
+        """Takes over a whole state; raises ContractError when it is that of another model or optimizer.
+
+        A state of whole tensors fits a sharded learner too, and each rank keeps its part.
+        """
         self.load_weights(state)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(self._parts(self.optimizer.state_dict(), state["optimizer"]))
             self.balancer.load_state_dict(state["balancer"])
             torch.set_rng_state(state["random"])
             if self.guard and "guard" in state:
@@ -82,9 +97,17 @@ class Learner:
     def load_weights(self, state: dict[str, Any]) -> None:
         """Takes over weights and balancing biases alone; raises ContractError when they do not fit."""
         try:
-            self.model.load_state_dict(state["model"])
+            self.model.load_state_dict(self._parts(self.model.state_dict(), state["model"]))
         except (KeyError, TypeError, RuntimeError) as error:
             raise ContractError(f"the checkpoint's weights do not fit this model: {error}") from error
+
+    def _parts(self, own: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+        """The state with what this learner shards cut as its own is; itself where nothing is sharded."""
+        if self.config.sharding == "none":
+            return state
+        from jobs.zaya import sharding  # late, as above
+
+        return sharding.cut(own, state)
 
     def counts(self) -> Tensor:
         """This rank's choices of the step, [layers, slots] int64."""
@@ -98,16 +121,18 @@ class Learner:
     def step(self, number: int, index: int) -> Stepped:
         """Optimizer step `number` on data index `index`; raises NumericsError on every rank alike."""
         rows = self.rows.batch(index, self.rank, self.world, self.config.sequences)
-        self.optimizer.gradients.zero_()
+        self.optimizer.zero()
         loss = self._loss(rows)
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        mean_loss, norm = self._gather(loss.detach())
+        mean_loss, norm = self.optimizer.gather(loss.detach(), self.world)
         if not math.isfinite(mean_loss) or not math.isfinite(norm):
             raise NumericsError(f"loss {mean_loss} and gradient norm {norm} at step {number}, data index {index}")
         tokens = rows[:, 1:].numel() * self.world
         skipped = self._judge(mean_loss, norm, index)
         if skipped:
             return Stepped(mean_loss, norm, tokens, 0.0, skipped)
+        if norm > self.config.clip:
+            self.optimizer.scale(self.config.clip / norm)
         rate = learning_rate(number, self.config.schedule, self.config.warmup)
         self.optimizer.step(rate)
         self._balance(number)
@@ -141,15 +166,3 @@ class Learner:
             dist.all_reduce(counts)
         if not self.config.balancing_until or number <= self.config.balancing_until:
             self.balancer.step(counts)
-
-    def _gather(self, loss: Tensor) -> tuple[float, float]:
-        """Means loss and gradients over ranks in one message and clips them; returns the loss and the norm before."""
-        flat = self.optimizer.gradients
-        flat[0] = loss
-        if self.world > 1:
-            dist.all_reduce(flat)
-            flat /= self.world
-        norm = float(flat[1:].norm())
-        if norm > self.config.clip:
-            flat[1:] *= self.config.clip / norm
-        return float(flat[0]), norm
