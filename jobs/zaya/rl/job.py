@@ -216,7 +216,7 @@ class Job:
         """A checkpoint of the last completed step; raises NumericsError if it is worth nothing."""
         self.beat.phase("checkpoint")
         begun = time.monotonic()
-        if not bool(self.learner.optimizer.values.isfinite().all()):
+        if not self.learner.optimizer.finite():
             raise NumericsError(f"the weights are not finite after step {self.step}")
         directory, manifest = checkpoint.save(
             self.environment,

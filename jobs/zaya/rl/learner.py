@@ -155,15 +155,17 @@ class RLLearner:
             return Learned(0.0, 0.0, 0, rate, math.nan, math.nan, math.nan)
         tokens = sum(len(one.logprobs) for _, one, _ in rows)
         divisor = len(rows) * self.config.limit if self.config.advantage == "dr" else tokens
-        self.optimizer.gradients.zero_()
+        self.optimizer.zero()
         sums = torch.zeros(5, dtype=torch.float64)
         for begin in range(0, len(rows), self.config.sequences):
             batch = collate(rows[begin : begin + self.config.sequences], self.skip)
             sums += torch.tensor(self._backward(batch, float(divisor)), dtype=torch.float64)
-        loss, clipped, ratio, different, choices = sums.tolist()
-        norm = self._clip()
+        total, clipped, ratio, different, choices = sums.tolist()
+        loss, norm = self.optimizer.gather(torch.tensor(total), 1)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise NumericsError(f"loss {loss} and gradient norm {norm} at step {number}")
+        if norm > self.config.clip:
+            self.optimizer.scale(self.config.clip / norm)
         self._move(rate)
         return Learned(loss, norm, tokens, rate, different / choices, ratio / tokens, clipped / tokens)
 
@@ -212,14 +214,6 @@ class RLLearner:
         """Log-probabilities of the targets [B, T] at temperature 1."""
         logits: Tensor = model(batch.tokens_BT, routes=routes)
         return logits.log_softmax(dim=-1).gather(2, batch.targets_BT[..., None])[..., 0]
-
-    def _clip(self) -> float:
-        """Clips the gradient's norm; returns what it was."""
-        gradient = self.optimizer.gradients[1:]
-        norm = float(gradient.norm())
-        if norm > self.config.clip:
-            gradient *= self.config.clip / norm
-        return norm
 
     def _move(self, rate: float) -> None:
         """One optimizer and balancer step; weight decay does not reach what is frozen."""
