@@ -14,10 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
+from jobs import commands
+from jobs.layouts import registry as layouts
+from jobs.manifest import ContractError
+from jobs.meters import registry as meters
 from jobs.parsing import Part, Problem, SpecError, kind_of, parse
 from jobs.zaya import config as zaya
+from jobs.zaya import evaluation_config as evaluation
 from jobs.zaya.rl import config as rl
 
 __all__ = ["Part", "Problem", "SpecError"]
@@ -26,9 +31,14 @@ API_VERSION = "trimtab/v1"
 WORKLOADS: Mapping[str, Callable[[Mapping[str, Mapping[str, Any]]], list[tuple[str, str]]]] = {
     "jobs.zaya.train": zaya.problems,
     "jobs.zaya.rl": rl.problems,
+    "jobs.zaya.evaluate": evaluation.evaluate_problems,
+    "jobs.zaya.prepare": evaluation.prepare_problems,
+    "jobs.zaya.release": evaluation.release_problems,
 }
 """By the module that a command runs: what its trainer would refuse of the maps train, router and data."""
 TEMPLATES = Path(__file__).parent / "lifecycles"
+PRESETS = Path(__file__).parent / "presets"
+"""Jobs for trainers that are not ours, to be filled in: a command's paths and sizes are examples."""
 RAY_NAME = 35
 """characters of a name on Ray: KubeRay adds its own to a run's and an attempt's, and 63 is all that a name may have"""
 
@@ -81,6 +91,39 @@ class Placing(Part):
     """The command is a Ray program: KubeRay brings up a Ray cluster on the nodes and runs it on the first."""
 
 
+class Trainer(Part):
+    """What a trainer that is not ours needs: its own variables, how its checkpoints lie, where it tells its steps.
+
+    With a layout the places of jobs.commands are filled in, in `environment` and in the command.
+    """
+
+    layout: str = ""
+    meter: str = ""
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("layout", "meter")
+    @classmethod
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        try:
+            if value and info.field_name == "layout":
+                layouts.find(value)
+            elif value:
+                meters.check(value)
+        except ContractError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("environment")
+    @classmethod
+    def _theirs(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not commands.NAME.fullmatch(name) or "\0" in text:
+                raise ValueError(f"{name!r} cannot be a variable")
+            if commands.OURS.match(name):
+                raise ValueError(f"{name} is set by the control plane")
+        return value
+
+
 class JobBody(Part):
     """The part under `spec`."""
 
@@ -92,6 +135,7 @@ class JobBody(Part):
     data: dict[str, Scalar] = Field(default_factory=dict)
     faults: FaultPolicy = Field(default_factory=FaultPolicy)
     contract_level: int = Field(default=2, ge=0, le=2, alias="contractLevel")
+    trainer: Trainer = Field(default_factory=Trainer)
     kubernetes: Placing = Field(default_factory=Placing)
 
 
@@ -148,8 +192,20 @@ def _of_ray(found: Mapping[str, Any]) -> list[Problem]:
     return [] if begins else [Problem("metadata.name", "must begin with a letter on Ray")]
 
 
+def _of_trainer(found: Mapping[str, Any]) -> list[Problem]:
+    """A command that is to be resumed in its own words, without the layout that knows them."""
+    body = found.get("spec")
+    command = body.get("command") if isinstance(body, dict) else None
+    trainer = body.get("trainer") if isinstance(body, dict) else None
+    if not isinstance(command, list) or commands.RESUME not in command:
+        return []
+    if isinstance(trainer, dict) and trainer.get("layout"):
+        return []
+    return [Problem("trainer.layout", f"is needed: the command has {commands.RESUME}")]
+
+
 def _of_job(found: Mapping[str, Any]) -> list[Problem]:
-    return of_workload(found) + _of_ray(found)
+    return of_workload(found) + _of_ray(found) + _of_trainer(found)
 
 
 def parse_job(source: Mapping[str, Any] | str) -> JobSpec:
@@ -175,3 +231,15 @@ def load_template(name: str) -> JobSpec:
     if name not in templates():
         raise SpecError([Problem("template", f"{name!r} does not exist; there are {', '.join(templates())}")])
     return parse_job((TEMPLATES / f"{name}.yaml").read_text())
+
+
+def presets() -> list[str]:
+    """The names of the jobs for trainers that are not ours."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_preset(name: str) -> JobSpec:
+    """A job for a trainer that is not ours, by the trainer's name; raises SpecError naming those that exist."""
+    if name not in presets():
+        raise SpecError([Problem("preset", f"{name!r} does not exist; there are {', '.join(presets())}")])
+    return parse_job((PRESETS / f"{name}.yaml").read_text())
