@@ -20,7 +20,7 @@ from jobs.zaya import config as trainer
 from jobs.zaya.rsa import Aggregation
 
 Maps = Mapping[str, Mapping[str, Any]]
-KINDS = ("sft", "preferences", "calibration", "filter", "pack")
+KINDS = ("sft", "calibration", "filter", "pack")
 CANDIDATES = ("noise", "policy")
 _PART = re.compile(r"(?P<name>[^@,\s]+)(?:@(?P<low>\d+)(?:-(?P<high>\d+))?)?")
 
@@ -78,7 +78,7 @@ class PrepareConfig(Work):
     candidates: int = 2
     tail: int = 16
     samples: int = 8
-    """answers of the policy to each problem (calibration, filter, preferences)"""
+    """answers of the policy to each problem (calibration, filter)"""
     limit: int = 32
     temperature: float = 1.0
     threshold: float = 0.5
