@@ -124,6 +124,43 @@ def constant_baseline_of(environment: Environment, problems: Iterable[Problem]) 
     return max(sum(environment.score(problem, answer) for problem in drawn) for answer in answers) / len(drawn)
 
 
+class ProblemSet:
+    """A set of problems at hand, such as a file's, as an environment: a seed picks among those of a difficulty.
+
+    `scorer` is the environment that scores them. ContractError for an empty set or one of another environment.
+    """
+
+    def __init__(self, scorer: Environment, problems: Iterable[Problem]) -> None:
+        self.scorer = scorer
+        self._problems: dict[int, list[Problem]] = {}
+        for problem in problems:
+            if problem.environment != scorer.name:
+                raise ContractError(f"{problem.id} is of {problem.environment}, this set is of {scorer.name}")
+            self._problems.setdefault(problem.difficulty, []).append(problem)
+        if not self._problems:
+            raise ContractError("the problem set is empty")
+
+    @property
+    def name(self) -> str:
+        return self.scorer.name
+
+    @property
+    def easiest(self) -> int:
+        return min(self._problems)
+
+    @property
+    def hardest(self) -> int:
+        return max(self._problems)
+
+    def problem(self, difficulty: int, seed: int) -> Problem:
+        within(self, difficulty)
+        nearest = min(self._problems, key=lambda one: (abs(one - difficulty), one))
+        return self._problems[nearest][seed % len(self._problems[nearest])]
+
+    def score(self, problem: Problem, answer: str) -> float:
+        return self.scorer.score(problem, answer)
+
+
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
     """Writes a problem set, a line each."""
     path.write_text("".join(f"{problem.to_json()}\n" for problem in problems), encoding="utf-8")
