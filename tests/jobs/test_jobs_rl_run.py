@@ -1,0 +1,311 @@
+"""Reinforcement learning on a real local Ray: whole attempts, exact resume, killed actors replaced, stop, result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from agents.probe.ring import RingReader, RingRecord
+from jobs import contract
+from jobs.contract import Environment, Exit, Heartbeat, StopFlag
+from jobs.zaya import checkpoint
+from jobs.zaya.attempt import carry_out
+from jobs.zaya.envs.base import Problem
+from jobs.zaya.generate import Completion
+from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.optim import FlatOptimizer
+from jobs.zaya.rl.actors import Pool, StoppedError, cluster
+from jobs.zaya.rl.job import PIDS, Job
+from jobs.zaya.rl.learner import collate
+from jobs.zaya.rl.rewards import EnvironmentScorer
+from jobs.zaya.rl.rollout import Weights
+from jobs.zaya.rl.sampler import Sampler
+from jobs.zaya.tokens import encode, prompt
+from tests.jobs.test_jobs_rl_learner import CONFIG, model, task
+from tests.jobs.zaya_small import MODEL
+
+TRAIN = {
+    "steps": 6,
+    "checkpointEvery": 3,
+    "seed": 5,
+    "sequences": 16,
+    "length": 32,
+    "limit": 6,
+    "prompts": 6,
+    "samples": 4,
+    "learningRate": 1e-3,
+    "warmup": 2,
+    "redraws": 1,
+}
+DATA = {"environments": "micro/parity@3-6, micro/first@2-3", "curriculum": "zyphra"}
+
+
+class Wishes(StopFlag):
+    """A stop flag that no signal reaches: the test raises it."""
+
+    def __init__(self, stop: bool = False) -> None:
+        self.stop, self.save = stop, False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """One cluster for the attempts of this module: they find this process on it and leave it as it is."""
+    torch.set_num_threads(1)
+    with cluster(2):
+        yield
+
+
+def _answer(problem: Problem) -> Completion:
+    """What is to be learned, in the form of a completion; its log-probabilities and routes say nothing."""
+    tokens = encode(problem.answer)
+    routes = torch.zeros(MODEL.num_hidden_layers, len(prompt(problem.question)) + len(tokens), dtype=torch.int16)
+    return Completion(tokens, [0.0] * (len(tokens) + 1), True, routes)
+
+
+@pytest.fixture(scope="module")
+def trained() -> ZayaForCausalLM:
+    """The small model, taught what an answer to a parity looks like: it is right about every second time."""
+    of, sampler = model(), Sampler(replace(CONFIG, environments="micro/parity@3-6"))
+    optimizer = FlatOptimizer(of, "adamw", 0.0)
+    for number in range(1, 121):
+        rows = [sampler.draw(number, slot).problem for slot in range(8)]
+        found = [
+            (prompt(one.question), Completion(encode(one.answer), [0.0] * (len(one.answer) + 1), True)) for one in rows
+        ]
+        routes = torch.zeros(MODEL.num_hidden_layers, 64, dtype=torch.int16)
+        batch = collate([(p, replace(c, routes=routes[:, : len(p) + len(c.tokens)]), 0.0) for p, c in found], 0)
+        optimizer.zero()
+        losses = F.cross_entropy(of(batch.tokens_BT).transpose(1, 2), batch.targets_BT, reduction="none")
+        (losses * batch.learned_BT).sum().div(batch.learned_BT.sum()).backward()
+        optimizer.step(3e-3)
+    return of.eval()
+
+
+@pytest.fixture(scope="module")
+def source(trained: ZayaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its checkpoint, to start from."""
+    directory, _ = checkpoint.save(
+        Environment.read({"TRIMTAB_RUN_DIR": str(tmp_path_factory.mktemp("sft"))}),
+        {"model": trained.state_dict()},
+        step=1,
+        world=1,
+        data_position=1,
+        biases=torch.stack([router.balancing_biases for router in trained.routers()]),
+        state_at_s=1.0,
+        extra={"model": asdict(MODEL)},
+    )
+    return directory
+
+
+class Run:
+    """A run's directory, and attempts in it from one source."""
+
+    def __init__(self, directory: Path, source: Path) -> None:
+        self.directory, self.source = directory, source
+
+    def environment(self, no: int, train: dict[str, Any], **more: str) -> dict[str, str]:
+        return {
+            "TRIMTAB_RUN_ID": "run-1",
+            "TRIMTAB_STAGE": "rl-1",
+            "TRIMTAB_ATTEMPT": str(no),
+            "TRIMTAB_RUN_DIR": str(self.directory),
+            "TRIMTAB_HEARTBEAT_DIR": str(self.beats(no)),
+            "TRIMTAB_INIT_FROM": str(self.source),
+            "TRIMTAB_INIT_HASH": contract.checkpoint_hash(self.source),
+            "TRIMTAB_TRAIN_JSON": json.dumps({**TRAIN, **train}),
+            "TRIMTAB_DATA_JSON": json.dumps(DATA),
+            **more,
+        }
+
+    def attempt(
+        self, no: int = 1, flag: StopFlag | None = None, train: dict[str, Any] | None = None, **more: str
+    ) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("TRIMTAB_")]:
+                patch.delenv(name)
+            for name, value in self.environment(no, train or {}, **more).items():
+                patch.setenv(name, value)
+            wishes = flag or Wishes()
+            return carry_out(lambda environment, beat: Job(environment, beat, wishes), 0, 1)
+
+    def beats(self, no: int = 1) -> Path:
+        return self.directory / "node" / "attempts" / f"run-1-{no}"
+
+    def saved(self, no: int, step: int) -> Path:
+        return contract.step_directory(self.directory / f"attempt-{no:04d}", step)
+
+    def heartbeat(self, no: int = 1) -> Heartbeat:
+        return Heartbeat.from_json((self.beats(no) / "heartbeat-rank-0.json").read_bytes())
+
+    def result(self, no: int = 1) -> contract.Result:
+        found = contract.read_result(self.directory / f"attempt-{no:04d}")
+        assert found is not None
+        return found
+
+    def record(self, no: int = 1) -> contract.ExitRecord:
+        return contract.read_exit_records(self.beats(no))[0]
+
+    def ring(self, no: int = 1) -> list[RingRecord]:
+        reader = RingReader(self.beats(no) / "ring-rank-0.bin")
+        try:
+            return list(reader.read())
+        finally:
+            reader.close()
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An attempt of six steps."""
+    run = Run(tmp_path_factory.mktemp("run"), source)
+    assert run.attempt() == Exit.DONE
+    return run
+
+
+def test_a_whole_attempt_leaves_checkpoints_records_and_a_result(whole: Run) -> None:
+    names = [path.name for path in contract.list_checkpoints(whole.directory)]
+    assert names == ["step-00000003", "step-00000006"]
+    beat = whole.heartbeat()
+    assert (beat.phase, beat.first_step, beat.last_step) == ("exit", 1, 6)
+    assert beat.step_seconds_median is not None
+    steps = whole.ring()
+    assert [record.step for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert [record.data_position for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(record.tokens > 0 and record.grad_norm > 0 for record in steps)
+    assert [record.route_mismatch for record in steps][::3] == [0, 0], "the first step after a push"
+    result = whole.result()
+    assert result.checkpoint_hash == contract.checkpoint_hash(whole.saved(1, 6))
+    assert 0 < result.metrics["sampled_accuracy"] < 1
+    assert result.metrics["dropped_groups"] > 0
+    assert result.metrics["rollout_restarts"] == 0
+    assert result.details["told"]["staleness"] == [0, 1, 0, 0, 0, 1], "pushed after steps 2 and 4 and the save after 3"
+
+
+def test_three_steps_and_three_more_equal_six(whole: Run) -> None:
+    assert whole.attempt(2, TRIMTAB_RESUME_FROM=str(whole.saved(1, 3))) == Exit.DONE
+    assert (whole.heartbeat(2).first_step, whole.heartbeat(2).last_step) == (4, 6)
+    assert [record.step for record in whole.ring(2)] == [4, 5, 6]
+    one, state = checkpoint.load(whole.saved(1, 6))
+    other, resumed = checkpoint.load(whole.saved(2, 6))
+    assert one.extra["rl"]["told"] == other.extra["rl"]["told"], "the same prompts, the same rewards"
+    assert one.extra["rl"]["sampler"] == other.extra["rl"]["sampler"]
+    assert one.extra["rl"]["sampler"]["curriculum"] != {}
+    for name, value in state["model"].items():
+        assert torch.allclose(value, resumed["model"][name], atol=1e-6), name
+    assert state["optimizer"]["steps"] == resumed["optimizer"]["steps"] == 6
+    assert whole.result(2).metrics == whole.result(1).metrics
+    assert other.parent == str(whole.saved(1, 3))
+
+
+def test_a_stop_saves_the_step_and_says_saved(source: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, source)
+    assert run.attempt(flag=Wishes(stop=True), train={"ahead": 1}) == Exit.SAVED
+    manifest = contract.read_manifest(run.saved(1, 1))
+    assert list(manifest.extra["rl"]["sampler"]["drawn"]) == ["2"], "on its way, and not learned from yet"
+    assert (run.record().code, run.heartbeat().last_step) == (75, 1)
+    assert run.attempt(2, train={"ahead": 1, "steps": 2}, TRIMTAB_RESUME_FROM=str(run.saved(1, 1))) == Exit.DONE
+    drawn = manifest.extra["rl"]["sampler"]["drawn"]["2"]
+    assert len(drawn) == TRAIN["prompts"]
+    assert contract.read_manifest(run.saved(2, 2)).extra["rl"]["sampler"]["drawn"] == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"TRIMTAB_INIT_FROM": ""}, "TRIMTAB_INIT_FROM names none"),
+        ({"TRIMTAB_INIT_HASH": "00"}, "not 00"),
+        ({"TRIMTAB_ROUTER_JSON": '{"experts": 8}'}, "num_experts"),
+        ({"TRIMTAB_DATA_JSON": '{"environments": "micro/nothing"}'}, "micro/nothing"),
+        ({"TRIMTAB_DATA_JSON": "{}"}, "data.environments"),
+    ],
+)
+def test_what_cannot_be_begun_ends_with_78(source: Path, tmp_path: Path, more: dict[str, str], said: str) -> None:
+    run = Run(tmp_path, source)
+    assert run.attempt(**more) == Exit.CONFIG
+    assert said in run.record().error_message
+
+
+def test_a_checkpoint_of_another_kind_of_stage_is_not_resumed(source: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, source)
+    assert run.attempt(TRIMTAB_RESUME_FROM=str(source)) == Exit.CONFIG
+    assert run.record().error_type == "ContractError"
+
+
+def test_a_killed_actor_is_replaced_and_its_prompts_completed(trained: ZayaForCausalLM) -> None:
+    said: list[str] = []
+    pool = Pool(asdict(MODEL), EnvironmentScorer(), 1, said.append)
+    try:
+        pid = pool.pids()[0]
+        pool.push(Weights.of(7, trained))
+        wanted = pool.collect(pool.send([task()]), lambda: False, lambda: None)
+        sent = pool.send([task(), task()])
+        os.kill(pid, signal.SIGKILL)
+        found = pool.collect(sent, lambda: False, lambda: None)
+        with pytest.raises(StoppedError):
+            pool.collect(pool.send([task()]), lambda: True, lambda: None)
+        assert pool.pids() != [pid]
+    finally:
+        pool.close()
+    assert [group.version for group in found] == [7] * 6
+    said_by = [
+        [one.tokens for group in groups for one in group.completions] for groups in (wanted, found[:3], found[3:])
+    ]
+    assert said_by[0] == said_by[1] == said_by[2], "the same task and weights, the same completions"
+    assert pool.restarts == 1
+    assert len(said) == 1
+    assert "3 prompts are sent again" in said[0]
+
+
+def test_an_error_of_an_environments_own_is_no_death(trained: ZayaForCausalLM) -> None:
+    pool = Pool(asdict(MODEL), EnvironmentScorer(), 1)
+    try:
+        sent = pool.send([task()])
+        with pytest.raises(RuntimeError, match="before it was given weights"):
+            pool.collect(sent, lambda: False, lambda: None)
+        assert pool.restarts == 0
+    finally:
+        pool.close()
+
+
+def _wait(what: Callable[[], bool], child: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert child.poll() is None, child.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_process_of_its_own_survives_a_killed_actor_and_stops_when_told(source: Path, tmp_path: Path) -> None:
+    """With a Ray of its own, whose signal handlers do not take the contract's place."""
+    run = Run(tmp_path, source)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("TRIMTAB_", "RAY_"))}
+    env |= run.environment(1, {"steps": 1_000_000, "checkpointEvery": 1_000_000})
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "jobs.zaya.rl"], env=env, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        _wait(lambda: "step 1:" in log.read_text(), child)
+        os.kill(json.loads((tmp_path / "attempt-0001" / PIDS).read_text())["pids"][0], signal.SIGKILL)
+        _wait(lambda: "step" in log.read_text().partition("was replaced")[2].replace("step", "", 1), child)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=60) == Exit.SAVED, log.read_text()
+    finally:
+        child.kill()
+        child.wait()
+    saved = [path for path in contract.list_checkpoints(tmp_path) if contract.verify(path).ok]
+    assert len(saved) == 1
+    assert contract.read_manifest(saved[0]).extra["rl"]["rollout_restarts"] == 1
+    assert run.heartbeat().pid == child.pid
