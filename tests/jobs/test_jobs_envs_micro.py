@@ -19,7 +19,7 @@ from jobs.zaya.envs.base import (
     read_problems,
     write_problems,
 )
-from jobs.zaya.envs.micro import TASKS, MicroTask, names
+from jobs.zaya.envs.micro import TASKS, MicroTask, answer_to, names
 from jobs.zaya.envs.registry import find
 from jobs.zaya.envs.registry import names as names_of
 
@@ -47,6 +47,12 @@ def solve(question: str) -> str:
 
 def test_what_is_asked_is_what_a_reader_would_answer() -> None:
     assert {question: solve(question) for question in BY_HAND} == BY_HAND
+    assert {question: answer_to(question) for question in BY_HAND} == BY_HAND
+    assert [answer_to(text) for text in ("", "sort", "hello you", "add x+1", "max ", "first ")] == [
+        None,
+        "",
+        *[None] * 4,
+    ]
     assert set(SOLVE) == set(TASKS) and len(TASKS) >= 8
 
 
@@ -137,7 +143,7 @@ def test_what_is_held_out_hangs_on_the_question_alone() -> None:
 
 
 def test_an_environment_with_too_few_questions_is_told() -> None:
-    tiny = MicroTask("one", lambda _rng, _size: ("a", "a"), 1, 1, 1.0)
+    tiny = MicroTask("one", lambda _rng, _size: "a", str, 1, 1, 1.0)
     held = held_out(tiny.problem(1, 0))
     with pytest.raises(ContractError, match="harder"):
         draw(tiny, 1, 0, held=not held)

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from jobs.zaya.envs.base import Problem, within
 
 FAMILY = "micro"
-_LETTERS = "abcdefgh"
-_DIGITS = "0123456789"
 
-Draw = Callable[[random.Random, int], tuple[str, str]]
-"""A generator and a size to what is asked about and the answer to it."""
+Draw = Callable[[random.Random, int], str]
+"""A generator of numbers and a size to what is asked about."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class MicroTask:
 
     word: str
     draw: Draw
+    solve: Callable[[str], str]
+    """From what is asked about to the answer."""
     easiest: int
     hardest: int
     constant_bound: float
@@ -42,62 +42,48 @@ class MicroTask:
     def problem(self, difficulty: int, seed: int) -> Problem:
         """A question of at most 24 characters of ASCII."""
         within(self, difficulty)
-        about, answer = self.draw(random.Random(f"{self.name}/{difficulty}/{seed}"), difficulty)
-        return Problem(self.name, f"{self.name}/{difficulty}/{seed}", f"{self.word} {about}", answer, difficulty)
+        about = self.draw(random.Random(f"{self.name}/{difficulty}/{seed}"), difficulty)
+        name, question = f"{self.name}/{difficulty}/{seed}", f"{self.word} {about}"
+        return Problem(self.name, name, question, self.solve(about), difficulty)
 
     def score(self, problem: Problem, answer: str) -> float:
         return float(answer.strip() == problem.answer)
 
 
-def _letters(rng: random.Random, size: int, alphabet: str = _LETTERS) -> str:
-    return "".join(rng.choice(alphabet) for _ in range(size))
-
-
-def _mapped(change: Callable[[str], str], alphabet: str = _LETTERS) -> Draw:
-    """A task that changes a string of letters."""
-
-    def draw(rng: random.Random, size: int) -> tuple[str, str]:
-        text = _letters(rng, size, alphabet)
-        return text, change(text)
-
-    return draw
+def _letters(alphabet: str = "abcdefgh") -> Draw:
+    """Letters, each drawn evenly."""
+    return lambda rng, size: "".join(rng.choice(alphabet) for _ in range(size))
 
 
 def _extreme(largest: bool) -> Draw:
-    """The largest or smallest digit, itself drawn evenly from all ten."""
+    """Digits whose largest or smallest is drawn evenly from all ten."""
 
-    def draw(rng: random.Random, size: int) -> tuple[str, str]:
+    def draw(rng: random.Random, size: int) -> str:
         answer = rng.randrange(10)
         others = range(answer + 1) if largest else range(answer, 10)
         digits = [answer, *(rng.choice(others) for _ in range(size - 1))]
         rng.shuffle(digits)
-        return "".join(map(str, digits)), str(answer)
+        return "".join(map(str, digits))
 
     return draw
 
 
-def _count(rng: random.Random, size: int) -> tuple[str, str]:
-    """How many of the letters are the named one: drawn evenly from none to all."""
-    wanted = rng.choice(_LETTERS)
+def _count(rng: random.Random, size: int) -> str:
+    """A letter and letters, of which none to all are that one, drawn evenly."""
+    wanted = rng.choice("abcdefgh")
     times = rng.randint(0, min(size, 9))
-    letters = [wanted] * times + [rng.choice(_LETTERS.replace(wanted, "")) for _ in range(size - times)]
+    letters = [wanted] * times + [rng.choice("abcdefgh".replace(wanted, "")) for _ in range(size - times)]
     rng.shuffle(letters)
-    return f"{wanted} {''.join(letters)}", str(times)
+    return f"{wanted} {''.join(letters)}"
 
 
-def _sum(modulus: int) -> Draw:
-    """A sum of numbers below the modulus, by the modulus, without leading zeros."""
-
-    def draw(rng: random.Random, size: int) -> tuple[str, str]:
-        numbers = [rng.randrange(modulus) for _ in range(size)]
-        return "+".join(map(str, numbers)), str(sum(numbers) % modulus)
-
-    return draw
+def _addends(below: int) -> Draw:
+    return lambda rng, size: "+".join(str(rng.randrange(below)) for _ in range(size))
 
 
-def _parity(rng: random.Random, size: int) -> tuple[str, str]:
-    bits = _letters(rng, size, "01")
-    return bits, "odd" if bits.count("1") % 2 else "even"
+def _sum(modulus: int) -> Callable[[str], str]:
+    """A sum by the modulus, without leading zeros."""
+    return lambda about: str(sum(map(int, about.split("+"))) % modulus)
 
 
 def _after(text: str) -> str:
@@ -107,23 +93,32 @@ def _after(text: str) -> str:
 TASKS: Mapping[str, MicroTask] = {
     task.word: task
     for task in (
-        MicroTask("copy", _mapped(str), 2, 12, 0.1),
-        MicroTask("reverse", _mapped(lambda text: text[::-1]), 2, 12, 0.1),
-        MicroTask("sort", _mapped(lambda text: "".join(sorted(text))), 2, 12, 0.12),
-        MicroTask("upper", _mapped(str.upper), 2, 12, 0.1),
-        MicroTask("after", _mapped(_after), 2, 12, 0.1),
-        MicroTask("rotate", _mapped(lambda text: text[1:] + text[:1]), 2, 12, 0.1),
-        MicroTask("unique", _mapped(lambda text: "".join(dict.fromkeys(text)), "abcde"), 2, 12, 0.15),
-        MicroTask("first", _mapped(lambda text: text[0]), 2, 12, 0.25),
-        MicroTask("last", _mapped(lambda text: text[-1]), 2, 12, 0.25),
-        MicroTask("max", _extreme(True), 2, 12, 0.2),
-        MicroTask("min", _extreme(False), 2, 12, 0.2),
-        MicroTask("count", _count, 2, 12, 0.45),
-        MicroTask("add", _sum(10), 2, 8, 0.2),
-        MicroTask("sum", _sum(100), 2, 6, 0.1),
-        MicroTask("parity", _parity, 2, 12, 0.65),
+        MicroTask("copy", _letters(), str, 2, 12, 0.1),
+        MicroTask("reverse", _letters(), lambda about: about[::-1], 2, 12, 0.1),
+        MicroTask("sort", _letters(), lambda about: "".join(sorted(about)), 2, 12, 0.12),
+        MicroTask("upper", _letters(), str.upper, 2, 12, 0.1),
+        MicroTask("after", _letters(), _after, 2, 12, 0.1),
+        MicroTask("rotate", _letters(), lambda about: about[1:] + about[:1], 2, 12, 0.1),
+        MicroTask("unique", _letters("abcde"), lambda about: "".join(dict.fromkeys(about)), 2, 12, 0.15),
+        MicroTask("first", _letters(), lambda about: about[0], 2, 12, 0.25),
+        MicroTask("last", _letters(), lambda about: about[-1], 2, 12, 0.25),
+        MicroTask("max", _extreme(True), max, 2, 12, 0.2),
+        MicroTask("min", _extreme(False), min, 2, 12, 0.2),
+        MicroTask("count", _count, lambda about: str(about[2:].count(about[0])), 2, 12, 0.45),
+        MicroTask("add", _addends(10), _sum(10), 2, 8, 0.2),
+        MicroTask("sum", _addends(100), _sum(100), 2, 6, 0.1),
+        MicroTask("parity", _letters("01"), lambda about: "odd" if about.count("1") % 2 else "even", 2, 12, 0.65),
     )
 }
+
+
+def answer_to(question: str) -> str | None:
+    """The answer to a question of one of these tasks; None for any other text."""
+    word, _, about = question.partition(" ")
+    try:
+        return TASKS[word].solve(about)
+    except (KeyError, ValueError, IndexError):
+        return None
 
 
 def names() -> list[str]:
