@@ -19,10 +19,10 @@ from controlplane.backends.kube.ray_api import OVER, RayApi
 from controlplane.backends.kube.rayjob import RayJobBackend
 from controlplane.backends.kube.rayjob_look import judged
 from controlplane.backends.kube.rayjob_manifests import ray_token
+from tests.backends.local_ray import LocalRay
 from tests.kube import kuberay_operator
 from tests.kube.conftest import World, until
 from tests.kube.kuberay_operator import KEY, Operator
-from tests.kube.local_ray import LocalRay
 
 NAME = "ray-real-1"
 TOKEN = ray_token(KEY, NAME)

@@ -1,0 +1,186 @@
+"""The Ray job of an attempt: places its members, one a node, starts them, and says in its output what becomes of them.
+
+It runs on the cluster (`python -m controlplane.backends.ray.driver`, the plan in its environment) and decides nothing:
+a gang ends with its first failure, a member that is gone is not started again. Told to stop (SIGTERM, by Ray's Jobs
+API) it lets the members save and ends after the last of them. When it dies, Ray ends its actors, and with them their
+members.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from controlplane.backends.base import AttemptPlan
+from controlplane.backends.ray.member import Member
+from controlplane.backends.ray.words import GROUP, NAMESPACE, PLAN, node_name, read_plan, said
+
+LOOK_S = 0.2
+SLOTS = 4
+"""threads of a member's actor: one waits, the others take words"""
+NODE_ID = "ray.io/node-id"
+_told: list[int] = []
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    _told.append(number)
+
+
+def _say(kind: str, **what: Any) -> None:
+    print(said(kind, **what), flush=True)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's, untyped
+    return found
+
+
+def bundle(plan: AttemptPlan) -> dict[str, float]:
+    """What a member holds of its node: its GPUs, and a core where it wants none."""
+    return {"GPU": float(plan.gpus_per_node)} if plan.gpus_per_node else {"CPU": 1.0}
+
+
+def selectors(plan: AttemptPlan, nodes: dict[str, str]) -> list[dict[str, str]]:
+    """Where each member may be: on its named node, or anywhere but on the excluded ones. `nodes`: id by name."""
+    if plan.nodes:
+        return [{NODE_ID: nodes[name]} for name in plan.nodes]
+    barred = sorted(nodes[name] for name in plan.excluded if name in nodes)
+    one = {NODE_ID: f"!in({','.join(barred)})"} if barred else {}
+    return [dict(one) for _ in range(plan.node_count)]
+
+
+class Gang:
+    """The members of one attempt."""
+
+    def __init__(self, plan: AttemptPlan, runtime_path: str) -> None:
+        self.plan, self.runtime_path = plan, runtime_path
+        self.size = len(plan.nodes) or plan.node_count
+        self.failed = 0
+        self._actors: list[Any] = []
+        self._asked = False
+
+    def run(self) -> int:
+        """Runs to the end: 0 if every member was done, else the code of the first that was not."""
+        known = {node_name(one["NodeName"], one["Labels"]): one["NodeID"] for one in _nodes() if one["Alive"]}
+        absent = [name for name in self.plan.nodes if name not in known]
+        if absent:
+            _say("refused", reason=f"the Ray cluster has no node {', '.join(absent)}")
+            return 1
+        chosen = selectors(self.plan, known)
+        group = placement_group(
+            [bundle(self.plan)] * self.size,
+            strategy="STRICT_SPREAD",
+            name=GROUP + self.plan.name,
+            bundle_label_selector=chosen if any(chosen) else None,
+        )
+        while not group.wait(LOOK_S):
+            if _told:
+                return 1
+        names = {id_: name for name, id_ in known.items()}
+        places = placement_group_table(group)["bundles_to_node_id"]
+        nodes = [names.get(places[index], places[index]) for index in range(self.size)]
+        for index, node in enumerate(nodes):  # before anything is started: whoever reads this knows of all that may run
+            _say("placed", index=index, node=node, node_id=places[index])
+        return self._keep(group, nodes)
+
+    def _keep(self, group: PlacementGroup, nodes: list[str]) -> int:
+        held = bundle(self.plan)
+        for index, node in enumerate(nodes):
+            actor = ray.remote(Member).options(
+                name=f"{self.plan.name}.{index}",
+                num_cpus=held.get("CPU", 0.0),
+                num_gpus=held.get("GPU", 0.0),
+                max_restarts=0,
+                max_concurrency=SLOTS,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
+            )
+            self._actors.append(actor.remote(self.plan.name, index, node))
+        waits = {self._actors[0].place.remote(): ("place", 0)}
+        while waits:
+            ready, _ = ray.wait(list(waits), timeout=LOOK_S)
+            for one in ready:
+                step, index = waits.pop(one)
+                waits |= self._next(step, index, one)
+            if _told and not self._asked:
+                self._ask()
+        return self.failed
+
+    def _next(self, step: str, index: int, ready: Any) -> dict[Any, tuple[str, int]]:
+        """What follows an answer of a member; what is to be waited for then."""
+        try:
+            answer = ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            if step == "wait":
+                raise
+            reason = f"it could not begin: {error.cause}"
+            _say("ended", index=index, end={"code": 126, "termination": None, "reason": reason})
+            self._fail(126)
+            return {}
+        except ray.exceptions.RayError as error:
+            _say("lost", index=index, reason=str(error).strip().splitlines()[0])
+            self._fail(1)
+            return {}
+        if step == "place":
+            if _told:
+                return {}
+            return {self._begin(index, *answer): ("begin", index) for index in range(self.size)}
+        if step == "begin":
+            _say("started", index=index)
+            if self._asked:
+                self._actors[index].terminate.remote()
+            return {self._actors[index].wait.remote(): ("wait", index)}
+        _say("ended", index=index, end=answer)
+        if answer["code"]:
+            self._fail(int(answer["code"]))
+        return {}
+
+    def _begin(self, index: int, address: str, port: int) -> Any:
+        environment = {
+            **self.plan.environment,
+            "PET_NNODES": str(self.size),
+            "PET_NPROC_PER_NODE": str(self.plan.ranks_per_node),
+            "PET_NODE_RANK": str(index),
+            "PET_MASTER_ADDR": address,
+            "PET_MASTER_PORT": str(port),
+            "PET_MAX_RESTARTS": "0",
+            "PET_RDZV_ID": self.plan.name,
+            "JOB_COMPLETION_INDEX": str(index),
+            "PYTHONUNBUFFERED": "1",
+            "TRIMTAB_ATTEMPT_NAME": self.plan.name,
+        }
+        return self._actors[index].begin.remote(list(self.plan.command), environment, self.runtime_path)
+
+    def _fail(self, code: int) -> None:
+        self.failed = self.failed or code
+        if not self._asked:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Asks every member to save and end, once."""
+        self._asked = True
+        for actor in self._actors:
+            actor.terminate.remote()
+
+
+def main() -> int:
+    """The attempt, from its plan to its members' end."""
+    plan, runtime_path = read_plan(os.environ[PLAN])
+    signal.signal(signal.SIGTERM, _stop)
+    ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    signal.signal(signal.SIGTERM, _stop)  # Ray has put its own in place
+    try:
+        return Gang(plan, runtime_path).run()
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Keeps one member of an attempt on a Ray node: starts its launcher, and leaves no process of it behind.
+
+Ray kills a worker without asking, and what the worker had started would go on to write. So the launcher runs under
+this process, in a session that Ray does not know: every orphan below becomes its child (Linux), and when the actor that
+speaks to it is gone, whatever the reason, its standard input ends and it kills everything. Its last line in the
+member's output says that nothing is left. It loads no Ray and bears no variable of the attempt.
+
+    python -m controlplane.backends.ray.keeper     reads a request, then `terminate` or `kill`; tells its start, its end
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from controlplane.backends.ray.words import ENDED
+from jobs.contract import is_finite, is_text, is_whole
+
+Json = dict[str, Any]
+STARTED = "started"
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def kill_below() -> None:
+    """Kills whatever runs under this process; what forks in the meantime is found by the next look."""
+    for one in psutil.Process().children(recursive=True):
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _listen(words: IO[str], launcher: subprocess.Popen[bytes], over: threading.Event) -> None:
+    """Does what the actor says until it is gone; then everything is killed."""
+    for word in words:
+        if word.strip() == "terminate":
+            launcher.terminate()
+        elif word.strip() == "kill":
+            break
+    while not over.is_set():
+        kill_below()
+        over.wait(0.02)
+
+
+def _wait_for_nobody() -> None:
+    """Kills and reaps until this process has no descendant."""
+    while True:
+        kill_below()
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def read_termination(beats: Path) -> Json | None:
+    """What the launcher wrote at its end; None when it wrote nothing, or nothing that can be understood."""
+    try:
+        found = json.loads((beats / "termination.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not is_whole(found.get("code")) or not is_finite(found.get("at_s")):
+        return None
+    if not all(is_text(found.get(name)) for name in ("class", "fingerprint", "message")):
+        return None
+    rank = found.get("first_rank")
+    return found if rank is None or is_whole(rank) else None
+
+
+def keep(request: Json, words: IO[str]) -> Json:
+    """Runs a member to its end: {code, termination, reason}. `request`: command, environment, beats, log."""
+    beats = Path(request["beats"])
+    with Path(request["log"]).open("ab") as log:
+        try:
+            beats.mkdir(parents=True, exist_ok=True)
+            (beats / "termination.json").unlink(missing_ok=True)
+            launcher = subprocess.Popen(
+                [sys.executable, "-m", "jobs.launch", "--", *request["command"]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=request["environment"],
+                start_new_session=True,
+            )
+        except OSError as error:
+            return _told(log, 126, None, f"the launcher could not be started: {error}")
+        print(STARTED, flush=True)
+        over = threading.Event()
+        listener = threading.Thread(target=_listen, args=(words, launcher, over), daemon=True)
+        listener.start()
+        status = launcher.wait()
+        _wait_for_nobody()
+        over.set()
+        code = status if status >= 0 else 128 - status
+        reason = f"its launcher was ended by {signal.Signals(-status).name}" if status < 0 else ""
+        return _told(log, code, read_termination(beats), reason)
+
+
+def _told(log: IO[bytes], code: int, termination: Json | None, reason: str) -> Json:
+    end: Json = {"code": code, "termination": termination, "reason": reason}
+    log.write(f"\n{ENDED}{json.dumps(end)}\n".encode())
+    return end
+
+
+def main() -> int:
+    """Reads the request, keeps the member, answers with its end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # caught and not ignored: what is ignored would be ignored by the launcher too, until it has its own handlers
+        signal.signal(number, lambda *_: None)
+    end = keep(json.loads(sys.stdin.readline()), sys.stdin)
+    try:
+        print(json.dumps(end), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

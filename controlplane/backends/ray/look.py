@@ -1,0 +1,132 @@
+"""What a Ray job, its driver's words and the cluster's nodes say together of an attempt. Pure.
+
+A gang ends with its first failure. A member has ended when its keeper said that no process of it is left: to the
+driver, or below the member's own output when no driver was there to hear it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.backends.base import Member, Observation, State
+from controlplane.backends.ray.cluster import OVER, RayNode
+from controlplane.backends.ray.words import read_end
+from jobs.contract import is_text, is_whole
+
+Json = dict[str, Any]
+SIZE, RUN, ATTEMPT, SPEC = "trimtab-size", "trimtab-run", "trimtab-attempt", "trimtab-spec"
+"""metadata of the Ray job of an attempt"""
+
+
+@dataclass(slots=True)
+class Part:
+    """What the driver said of one member."""
+
+    node: str
+    node_id: str
+    started: bool = False
+    end: Json | None = None
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a driver's output says. `refused`: why the driver placed nothing."""
+
+    parts: dict[int, Part]
+    refused: str = ""
+
+
+def told(words: Iterable[Json]) -> Told:
+    """The members by index, out of the driver's words in order; words that make no sense are skipped."""
+    parts: dict[int, Part] = {}
+    refused = ""
+    for word in words:
+        kind, index = word["kind"], word.get("index")
+        if kind == "refused":
+            refused = str(word.get("reason") or "the driver gave no reason")
+        if index is None or not is_whole(index):
+            continue
+        if kind == "placed" and is_text(word.get("node")) and is_text(word.get("node_id")):
+            parts[index] = Part(word["node"], word["node_id"])
+        elif index not in parts:
+            continue
+        elif kind == "started":
+            parts[index].started = True
+        elif kind == "ended":
+            parts[index].end = read_end(word.get("end"))
+        elif kind == "lost":
+            parts[index].lost = str(word.get("reason") or "Ray lost its actor")
+    return Told(parts, refused)
+
+
+def size(job: Mapping[str, Any]) -> int:
+    """How many members an attempt's job is to have; 0 if it is no attempt's."""
+    found = str((job.get("metadata") or {}).get(SIZE) or "")
+    return int(found) if found.isdecimal() else 0
+
+
+def uid(job: Mapping[str, Any]) -> str:
+    """What tells a job from another of the same name: when Ray took it."""
+    return f"{job.get('submission_id')}@{job.get('start_time')}"
+
+
+def unseen(said: Told, job: Mapping[str, Any]) -> list[int]:
+    """Members whose end nobody told the driver, although it is over or has lost them."""
+    over = job.get("status") in OVER
+    return [index for index, part in sorted(said.parts.items()) if part.end is None and (over or part.lost)]
+
+
+def judged(
+    name: str, job: Mapping[str, Any], said: Told, ends: Mapping[int, Json], nodes: Mapping[str, RayNode], now: float
+) -> Observation:
+    """The observation. `ends`: of members that the driver did not hear; `nodes`: by id, empty if nobody had to ask."""
+    members = tuple(_member(index, part, ends, nodes) for index, part in sorted(said.parts.items()))
+    state, reason = _state(job, said, members)
+    return Observation(name, state, now, uid(job), members, reason)
+
+
+def _member(index: int, part: Part, ends: Mapping[int, Json], nodes: Mapping[str, RayNode]) -> Member:
+    end = part.end or ends.get(index)
+    if end is not None:
+        reason = str(end["reason"] or part.lost)
+        return Member(index, part.node, False, int(end["code"]), end["termination"], running=False, reason=reason)
+    under = nodes.get(part.node_id)
+    dead = under is not None and not under.alive
+    reason = part.lost or ("" if part.started else "it has not started yet")
+    if dead and under is not None:
+        reason = f"Ray counts its node as dead{f': {under.message}' if under.message else ''}"
+    running = part.started and not part.lost and not dead
+    return Member(index, part.node, True, running=running, reason=reason, stuck=dead)
+
+
+def _state(job: Mapping[str, Any], said: Told, members: tuple[Member, ...]) -> tuple[State, str]:
+    status, wanted = str(job.get("status") or ""), size(job)
+    bad = next((one for one in members if not one.alive and one.exit_code != 0), None)
+    lost = next((one for one in members if one.alive and said.parts[one.index].lost), None)
+    if bad is not None:
+        return "failed", f"member {bad.index} on {bad.node} ended with code {bad.exit_code}"
+    if lost is not None:
+        return "failed", f"Ray lost member {lost.index} on {lost.node}: {lost.reason}"
+    whole = len(members) == wanted > 0
+    if whole and not any(one.alive for one in members):
+        return "succeeded", ""
+    if status in OVER:
+        first = str(job.get("message") or "").partition("\n")[0]
+        return "failed", said.refused or f"Ray says {status}: {first}"
+    if whole and all(said.parts[one.index].started for one in members):
+        return "running", ""
+    return "pending", "" if members else "it waits for its nodes"
+
+
+def spoken_for(end: Json | None, node: RayNode | None, head_s: float, gone_s: float) -> bool:
+    """Whether nothing of a member can write any more: it has ended, or Ray gave its node up long enough ago.
+
+    A raylet that cannot reach its head for 60 s ends itself, its workers with it, and a keeper ends with its worker.
+    `node` is None for one that Ray remembers no more: it forgets only the dead, the oldest of a thousand first.
+    """
+    if end is not None or node is None:
+        return True
+    return not node.alive and 0 < node.ended_s <= head_s - gone_s
