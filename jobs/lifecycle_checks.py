@@ -21,7 +21,7 @@ METRICS: Mapping[str, frozenset[str]] = {
         ["loss", "pass@1", "maj", "rsa", "constant_baseline", "tokens_per_problem", "max_vio", "proxy", "gold"]
     )
 }
-"""By the module that an evaluation runs: the metrics that it can give; one of a part is `metric/part`."""
+"""By the module that an evaluation runs: the metrics that it can give; one of a part is `part/metric`."""
 RESERVED = ("train", "evaluate", "release")
 
 
@@ -183,7 +183,7 @@ def _requirement(path: str, text: str, known: frozenset[str] | None) -> Iterator
     if isinstance(asked.bound, float) and not abs(asked.bound) < float("inf"):
         yield Problem(path, f"must compare with a finite number, not {asked.bound}")
     for metric in (asked.metric, asked.bound):
-        if isinstance(metric, str) and known is not None and metric.split("/")[0] not in known:
+        if isinstance(metric, str) and known is not None and metric.rsplit("/", 1)[-1] not in known:
             names = ", ".join(sorted(known))
             yield Problem(
                 path, f"the evaluation gives no metric {metric}{_near(metric, sorted(known))}; it gives {names}"

@@ -14,7 +14,7 @@ from controlplane.runs import checkpoints, choices, leaving, plan, skips, taint
 from controlplane.runs.checkpoints import Saved
 from controlplane.runs.ends import abandoned, of_look
 from controlplane.runs.states import ENDED, LEAVING, RUN_ENDED
-from controlplane.runs.taint import REPLANNED, Spoils
+from controlplane.runs.taint import REPLANNED, Spoils, way
 from controlplane.runs.view import (
     Advance,
     AttemptView,
@@ -41,6 +41,8 @@ PLACED_S = 10.0
 SUSPECT_S, SUSPECT_STEPS = 20.0, 5
 _BY_MACHINE = ("killed", "lost", "peer_lost", "never_started", "preempted", "error")
 """ends that a fault of the hardware may well have brought about"""
+_WORK = ("train", "rollout", "eval")
+"""phases in which a job that counts no steps does what it is for"""
 _ORDER = ("submitting", "pending", "starting", "init", "training")
 
 
@@ -71,7 +73,7 @@ def decide(view: View) -> Move:
 
 
 def _done(view: View) -> SetRun:
-    reason = "its command returned 0" if view.contract_level < 2 else f"all {view.steps} steps done"
+    reason = "its command returned 0" if not view.counts_steps else f"all {view.steps} steps done"
     return SetRun("succeeded", reason, "ok")
 
 
@@ -212,8 +214,7 @@ def _resume(view: View, last: AttemptView | None) -> Saved | None:
 
 def _path(view: View, no: int) -> list[Saved]:
     """What lies on the way to an attempt."""
-    way = [(one.no, one.resume_step or 0) for one in view.attempts if one.no <= no and one.end_class != REPLANNED]
-    return checkpoints.lineage(view.saved, way)
+    return checkpoints.lineage(view.saved, way([one for one in view.attempts if one.no <= no]))
 
 
 def _skip(view: View, last: AttemptView | None, resume: Saved | None) -> str:
@@ -344,7 +345,7 @@ def _astray(view: View, attempt: AttemptView) -> Move | None:
     A silent restart from scratch would overwrite what was learned: it is stopped.
     """
     first = min((beat.first_step for beat in view.beats if beat.first_step is not None), default=None)
-    if view.contract_level < 2 or attempt.resume_step is None or first in (None, attempt.resume_step + 1):
+    if not view.counts_steps or attempt.resume_step is None or first in (None, attempt.resume_step + 1):
         return None
     sentence = f"Attempt {attempt.no} began with step {first}; it had to begin with {attempt.resume_step + 1}."
     return Conclude(False, sentence, first, stop=True)
@@ -361,7 +362,7 @@ def _proof(view: View, attempt: AttemptView, first: int | None) -> Move | None:
     if forbidden:
         sentence = f"Attempt {attempt.no} runs on {choices.joined(forbidden)}, which the decision had excluded."
         return Conclude(False, sentence, stop=True)
-    if view.contract_level < 2:
+    if not view.counts_steps:
         return _loose_proof(view, attempt)
     if first is None:
         return None
@@ -374,10 +375,11 @@ def _proof(view: View, attempt: AttemptView, first: int | None) -> Move | None:
 
 
 def _loose_proof(view: View, attempt: AttemptView) -> Move | None:
-    """Jobs that say less prove less: a heartbeat from training (level 1), or two minutes of running (level 0)."""
+    """Jobs that say less prove less: a heartbeat from their work, or two minutes of running (level 0)."""
     where = choices.joined(attempt.nodes)
-    if view.contract_level == 1 and any(beat.phase == "train" for beat in view.beats):
-        return Conclude(True, f"Attempt {attempt.no} trains on {where}.")
+    phases = ("train",) if view.contract_level == 1 else _WORK
+    if view.contract_level >= 1 and any(beat.phase in phases or beat.first_step is not None for beat in view.beats):
+        return Conclude(True, f"Attempt {attempt.no} {'trains' if view.role in ('', 'train') else 'works'} on {where}.")
     running = view.look is not None and view.look.state == "running"
     since = attempt.submitted_s if attempt.submitted_s is not None else view.now
     if view.contract_level == 0 and running and view.now - since >= RUNS_S:

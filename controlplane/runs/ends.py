@@ -28,7 +28,7 @@ def of_look(view: View, attempt: AttemptView, look: Look) -> Move | None:
 
 def _returned(view: View, attempt: AttemptView) -> Move:
     """Its command returned 0. Who counts steps (level 2) must have been heard, or seen to save, the last one."""
-    if view.contract_level < 2:
+    if not view.counts_steps:
         return EndAttempt("succeeded", "done", f"Attempt {attempt.no} is done: its command returned 0.", level="ok")
     said = [beat.last_step for beat in view.beats if beat.last_step is not None]
     kept = [one.step for one in view.saved if one.attempt_no == attempt.no and one.state == "validated"]

@@ -60,7 +60,8 @@ DECISION: Mapping[str, frozenset[str]] = {
 }
 
 
-def _check(table: Mapping[str, frozenset[str]], what: str, before: str, after: str) -> None:
+def check(table: Mapping[str, frozenset[str]], what: str, before: str, after: str) -> None:
+    """Raises IllegalTransition unless `table` lets something go from `before` to `after`."""
     if after not in table.get(before, frozenset()):
         allowed = ", ".join(sorted(table.get(before, ()))) or "nothing: it is terminal"
         raise IllegalTransition(f"{what} {before} cannot become {after}; it may become {allowed}")
@@ -68,17 +69,17 @@ def _check(table: Mapping[str, frozenset[str]], what: str, before: str, after: s
 
 def check_attempt(before: str, after: str) -> None:
     """Raises IllegalTransition unless an attempt may go from `before` to `after`."""
-    _check(ATTEMPT, "an attempt that is", before, after)
+    check(ATTEMPT, "an attempt that is", before, after)
 
 
 def check_run(before: str, after: str) -> None:
     """Raises IllegalTransition unless a run may go from `before` to `after`."""
-    _check(RUN, "a run that is", before, after)
+    check(RUN, "a run that is", before, after)
 
 
 def check_decision(before: str, after: str) -> None:
     """Raises IllegalTransition unless a decision may go from `before` to `after`."""
-    _check(DECISION, "a decision that is", before, after)
+    check(DECISION, "a decision that is", before, after)
 
 
 def as_markdown(table: Mapping[str, frozenset[str]]) -> str:

@@ -20,6 +20,11 @@ OF_ALERT = "alert"
 _SUSPECT = "its state was computed between the last clean sample before the fault and the end of the ranks"
 
 
+def way(attempts: Sequence[AttemptView]) -> list[tuple[int, int]]:
+    """(attempt, step it went on from) of those that were started; 0 stands for the runs that this one continues."""
+    return [(0, 0), *((one.no, one.resume_step or 0) for one in attempts if one.end_class != REPLANNED)]
+
+
 @dataclass(frozen=True, slots=True)
 class Spoil:
     """From when on an attempt's state is not to be trusted.

@@ -187,6 +187,13 @@ class View:
     """whether a plan names its nodes; else the platform places, and says where"""
     unheard: frozenset[str] = frozenset()
     """nodes whose agents are silent while others are heard"""
+    role: str = ""
+    """what the run is for in its lifecycle; empty for a job by itself"""
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether it completes optimizer steps one after the other and saves them; a run that evaluates does not."""
+        return self.contract_level >= 2 and self.role in ("", "train")
 
     @property
     def last(self) -> AttemptView | None:

@@ -17,7 +17,16 @@ import structlog
 from controlplane.runs.checkpoints import refuses
 from controlplane.store import runs, watch
 from controlplane.store.engine import Store
-from jobs.contract import ContractError, Manifest, Verification, as_text, list_checkpoints, read_manifest, verify
+from jobs.contract import (
+    ContractError,
+    Manifest,
+    Verification,
+    as_text,
+    checkpoint_hash,
+    list_checkpoints,
+    read_manifest,
+    verify,
+)
 
 SCAN_EVERY_S = 1.0
 REASON_CHARS = 500
@@ -103,7 +112,7 @@ class Discovery:
     ) -> dict[str, Any] | None:
         """One directory's row; None while it is being written or read, or was abandoned half way."""
         try:
-            manifest = read_manifest(directory)
+            manifest, digest = read_manifest(directory), checkpoint_hash(directory)
         except ContractError as error:
             return None if "never completed" in str(error) else _unreadable(directory, str(error))
         size = sum(file.bytes for file in manifest.files)
@@ -112,12 +121,13 @@ class Discovery:
         if manifest.run_id != run_id:
             stale = f"its manifest is that of run {manifest.run_id[:80]}"
         if stale:
-            return _row(directory, manifest, size, offset, "tainted", stale)
+            return {**_row(directory, manifest, size, offset, "tainted", stale), "hash": digest}
         verdict = self._verifier.verdict(directory, size)
         if verdict is None:
             self._verifying.add(run_id)
             return None
-        return _row(directory, manifest, size, offset, "validated" if verdict.ok else "complete", verdict.reason)
+        state = "validated" if verdict.ok else "complete"
+        return {**_row(directory, manifest, size, offset, state, verdict.reason), "hash": digest}
 
 
 def _row(directory: Path, manifest: Manifest, size: int, offset: float, state: str, reason: str) -> dict[str, Any]:

@@ -8,18 +8,19 @@ discovery's.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from controlplane.backends.base import Backend, BackendUnavailable
 from controlplane.rules.book import RuleBook
-from controlplane.runs.checkpoints import Saved
+from controlplane.runs.checkpoints import Saved, lineage
 from controlplane.runs.plan import BLIND_S, Candidate
+from controlplane.runs.taint import way
 from controlplane.runs.view import AttemptView, Beat, Corruption, Look, MemberView, OpenDecision, Trouble, View, Wish
-from controlplane.store import heartbeats, incidents, nodes, runs
-from controlplane.store.engine import Store
+from controlplane.store import heartbeats, incidents, lifecycles, nodes, runs
+from controlplane.store.engine import Session, Store
 from controlplane.store.nodes import Machine
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Heartbeat, Run
 from jobs.contract import parse_ranges
@@ -86,6 +87,9 @@ class Rows:
     beats: list[Beat]
     excluded: tuple[str, ...]
     wish: Wish | None
+    role: str = ""
+    before: tuple[Saved, ...] = ()
+    """what the runs that this one continues have saved, as an attempt 0"""
 
 
 def read_rows(
@@ -100,6 +104,7 @@ def read_rows(
         attempts = runs.attempts(session, run_id)
         beats = heartbeats.of_attempt(session, run_id, attempts[-1].no) if attempts else []
         asked = runs.latest_wish(session, run_id)
+        work = lifecycles.work_of(session, run_id)
         ttl_s = spec.spec.faults.exclude_ttl_hours * 3600
         return Rows(
             run=run,
@@ -110,7 +115,20 @@ def read_rows(
             beats=[_beat(beat, max(0.0, heard_s - max(beat.received_s, since_s))) for beat in beats],
             excluded=runs.excluded_nodes(session, run_id, now=now, ttl_s=ttl_s),
             wish=_wish(asked.data) if asked is not None else None,
+            role=work.role if work is not None else "",
+            before=continued(session, work.continues_id) if work is not None else (),
         )
+
+
+def continued(session: Session, run_id: str | None) -> tuple[Saved, ...]:
+    """What lies on the way of a run that another one continues, under attempt 0; nothing of none."""
+    if run_id is None:
+        return ()
+    work = lifecycles.work_of(session, run_id)
+    own = [saved_of(one) for one in runs.checkpoints(session, run_id)]
+    older = continued(session, work.continues_id) if work is not None else ()
+    attempts = [attempt_of(one) for one in runs.attempts(session, run_id)]
+    return tuple(replace(one, attempt_no=0) for one in lineage([*older, *own], way(attempts)))
 
 
 def _beat(row: Heartbeat, silent_s: float) -> Beat:
@@ -193,7 +211,7 @@ def view_of(
         contract_level=spec.contract_level,
         attempts=tuple(map(attempt_of, rows.attempts)),
         decision=_decision(rows.decision),
-        saved=tuple(map(saved_of, rows.saved)),
+        saved=(*rows.before, *map(saved_of, rows.saved)),
         troubles=tuple(map(_trouble, fleet.troubles(run.id))),
         beats=tuple(rows.beats),
         look=look,
@@ -205,6 +223,7 @@ def view_of(
         told=told,
         verifying=verifying,
         pins_nodes=pins_nodes,
+        role=rows.role,
         unheard=_unheard(fleet) if rows.attempts and rows.attempts[-1].state == "draining" else frozenset(),
     )
 

@@ -29,7 +29,7 @@ from controlplane.runs.view import (
     Taint,
 )
 from controlplane.services import breaker, observe
-from controlplane.store import events, heartbeats, incidents, runs, tokens
+from controlplane.store import events, heartbeats, incidents, lifecycles, runs, tokens
 from controlplane.store.engine import Session
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Run
 
@@ -91,6 +91,9 @@ def plan_attempt(session: Session, run: Run, move: PlanAttempt, *, last: Attempt
     tokens.revoke_trainers(session, run.id, below_epoch=run.write_epoch, now=now)
     decision = runs.open_decision(session, run.id)
     spec = {**run.spec, "resume_from": move.resume.path if move.resume else "", "skip_steps": move.skip_steps}
+    work = lifecycles.work_of(session, run.id)
+    if work is not None:
+        spec |= {"role": work.role, "init_from": work.init_path, "init_hash": work.init_hash}
     canonical = json.dumps({"spec": spec, "nodes": move.nodes, "epoch": run.write_epoch}, sort_keys=True)
     runs.add_attempt(
         session,

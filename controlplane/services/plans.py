@@ -34,6 +34,14 @@ class Places:
         """The folder of an attempt's checkpoints; it belongs to that attempt alone."""
         return self.run(run_id) / f"attempt-{no:04d}"
 
+    def prepared(self, lifecycle_id: str, stage: str) -> Path:
+        """The folder into which the preparing jobs of a stage write, whichever run they are."""
+        return self.runs / lifecycle_id / stage / "prepared"
+
+    def lineage(self, run_id: str) -> Path:
+        """The file that tells a run where its checkpoint comes from."""
+        return self.run(run_id) / "lineage.json"
+
     def token(self, run_id: str, no: int) -> Path:
         """The file that holds an attempt's trainer token."""
         return self.run(run_id) / f"token-{no:04d}"
@@ -43,6 +51,9 @@ def plan_of(places: Places, run: Run, attempt: Attempt) -> AttemptPlan:
     """The plan of an attempt as its rows say."""
     spec = attempt.spec["spec"]
     train = {**spec["train"]}
+    role = str(attempt.spec.get("role") or "")
+    prepared = places.prepared(run.lifecycle_id, run.stage) if role and run.lifecycle_id else ""
+    lineage = places.lineage(run.id) if role in ("evaluate", "release") else ""
     environment = {
         "TRIMTAB_RUN_ID": run.id,
         "TRIMTAB_LIFECYCLE_ID": run.lifecycle_id or "",
@@ -53,6 +64,11 @@ def plan_of(places: Places, run: Run, attempt: Attempt) -> AttemptPlan:
         "TRIMTAB_RUN_DIR": str(places.run(run.id)),
         "TRIMTAB_CHECKPOINT_DIR": str(places.attempt(run.id, attempt.no)),
         "TRIMTAB_RESUME_FROM": str(attempt.spec.get("resume_from") or ""),
+        "TRIMTAB_ROLE": role,
+        "TRIMTAB_INIT_FROM": str(attempt.spec.get("init_from") or ""),
+        "TRIMTAB_INIT_HASH": str(attempt.spec.get("init_hash") or ""),
+        "TRIMTAB_PREPARED_DIR": str(prepared),
+        "TRIMTAB_LINEAGE_JSON": str(lineage),
         "TRIMTAB_SKIP_STEPS": str(attempt.spec.get("skip_steps") or ""),
         "TRIMTAB_GRACE_SECONDS": str(spec["faults"]["graceSeconds"]),
         "TRIMTAB_INGEST_URL": places.ingest_url,

@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from controlplane.backends.absent import backend_of
-from controlplane.backends.base import Backend, BackendUnavailable, SubmitConflict
+from controlplane.backends.base import AttemptPlan, Backend, BackendUnavailable, SubmitConflict
 from controlplane.rules.book import RuleBook
 from controlplane.runs.decide import decide
 from controlplane.runs.ledger import QUARANTINE_SHARE
@@ -34,7 +35,7 @@ from controlplane.runs.view import (
     View,
     Wait,
 )
-from controlplane.services import observe, outcomes, tokens
+from controlplane.services import lifecycles_lineage, observe, outcomes, tokens
 from controlplane.services.blindness import Blindness
 from controlplane.services.discovery import Discovery
 from controlplane.services.lastwords import LastWords
@@ -43,6 +44,7 @@ from controlplane.services.plans import Places, plan_of
 from controlplane.store import leases, runs
 from controlplane.store.engine import Session, Store, StoreUnavailable
 from controlplane.store.tables import Attempt, Run
+from jobs.contract import write_json
 from jobs.spec import JobSpec, parse_job
 
 LEASE = "control"
@@ -151,6 +153,12 @@ class Controller:
             self._write(session, run, view, move)
         self._act(rows.run, last, backend, move, lease_epoch, now)
         return move
+
+    def settle(self, run_id: str, lease_epoch: int, now: float) -> bool:
+        """Takes in what a run that has ended saved last; False while one of its checkpoints is still being verified."""
+        self._discovery.forget(run_id)
+        self._find_checkpoints(run_id, self._look_around(now), lease_epoch, now)
+        return not self._discovery.verifying(run_id)
 
     def _look_around(self, now: float) -> Fleet:
         self._since = now if self._since is None else self._since
@@ -294,6 +302,8 @@ class Controller:
             file = self._places.token(run_id, no)
             secret = None if file.exists() else self._token(session, run, attempt, now)
             plan = plan_of(self._places, run, attempt)
+            lineage = lifecycles_lineage.document(session, run)
+        self._lay_out(plan, lineage)
         if secret is not None:  # only now does the database know it
             _keep(file, secret)
         self._assert_lead(lease_epoch)
@@ -308,6 +318,15 @@ class Controller:
         with self._store.write() as session:
             leases.guard(session, LEASE, lease_epoch)
             outcomes.submitted(session, run_id, no, uid=handle.uid, adopted=handle.adopted, now=now)
+
+    @staticmethod
+    def _lay_out(plan: AttemptPlan, lineage: dict[str, Any] | None) -> None:
+        """What a run of a lifecycle finds on its disk before it begins."""
+        prepared, told = (plan.environment[f"TRIMTAB_{name}"] for name in ("PREPARED_DIR", "LINEAGE_JSON"))
+        if prepared:
+            Path(prepared).mkdir(parents=True, exist_ok=True)
+        if told:
+            write_json(Path(told), lineage, durable=False)
 
     def _conflict(self, run_id: str, no: int, message: str, lease_epoch: int, now: float) -> None:
         sentence = f"Attempt {no} could not be submitted: {message}."

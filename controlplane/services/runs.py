@@ -45,16 +45,21 @@ def on_what(spec: JobSpec, usual: Backend, ray: Backend | None) -> Backend:
 
 
 def submit(session: Session, spec: JobSpec, *, backend: str, actor: str, now: float) -> Run:
-    """A new run, queued: `<name>-<6 letters>`, with the spec as it was given."""
-    uid = uuid7(now)
-    ending = "".join(secrets.choice(_LETTERS) for _ in range(6))
+    """A new run, queued, with the spec as it was given; its plan is the one stage that it is."""
     plan = Lifecycle.of_job(spec)
     lifecycle = runs.add_lifecycle(session, name=plan.name, spec=plan.to_dict(), now=now, by=actor)
+    return make(session, spec, lifecycle_id=lifecycle.id, backend=backend, actor=actor, now=now)
+
+
+def make(session: Session, spec: JobSpec, *, lifecycle_id: str, backend: str, actor: str, now: float) -> Run:
+    """A new run of a plan, queued: `<name>-<6 letters>`."""
+    uid = uuid7(now)
+    ending = "".join(secrets.choice(_LETTERS) for _ in range(6))
     run = runs.add_run(
         session,
         id=f"{spec.name}-{ending}",
         name=spec.name,
-        lifecycle_id=lifecycle.id,
+        lifecycle_id=lifecycle_id,
         stage=spec.spec.stage,
         spec=spec.to_dict(),
         spec_hash=spec.hash(),

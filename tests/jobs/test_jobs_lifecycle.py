@@ -260,7 +260,7 @@ def test_on_ray_the_plans_name_begins_with_a_letter() -> None:
         ("pass@1>constant_baseline", ("pass@1", ">", "constant_baseline")),
         (" maj >= 1e-3 ", ("maj", ">=", 0.001)),
         ("loads == 1", ("loads", "==", 1.0)),
-        ("pass@1/micro/sort <= gold", ("pass@1/micro/sort", "<=", "gold")),
+        ("micro/sort/pass@1 <= gold", ("micro/sort/pass@1", "<=", "gold")),
     ],
 )
 def test_a_requirement_is_read_into_its_parts(text: str, parts: tuple[Any, ...]) -> None:

@@ -1,0 +1,163 @@
+"""The conductor's walk over lifecycles: load, look, decide, write, until nothing moves. Level-triggered.
+
+It brings about runs and states in the store only; the controller starts, minds and ends the runs. What a run left on
+its disk (its result, its last checkpoints) is read outside of any transaction and kept before it is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+
+from controlplane.runs.lifecycle import decide
+from controlplane.runs.lifecycle_view import Keep, PlanMove, Rest
+from controlplane.runs.view import Taint, Tainted
+from controlplane.services import lifecycles_look, lifecycles_moves, outcomes
+from controlplane.services.plans import Places
+from controlplane.store import leases, lifecycles, runs
+from controlplane.store.engine import Sessions, StoreUnavailable
+from controlplane.store.lifecycles import Executed
+from jobs.contract import ContractError, Result, read_result
+from jobs.lifecycle import Lifecycle, parse_lifecycle
+from jobs.spec import JobSpec
+
+LEASE = "control"
+MOVES_A_ROUND = 64
+GENERATIONS = 32
+DETAIL_CHARS = 32_768
+_log = structlog.get_logger()
+
+
+class Minder(Protocol):
+    """Who looks at the disk of a run that has ended."""
+
+    def settle(self, run_id: str, lease_epoch: int, now: float) -> bool:
+        """Takes in what the run saved last; False while a checkpoint is still being verified."""
+        ...
+
+
+class Conductor:
+    """Moves every lifecycle one step closer to what is wanted. `where` names the backend on which a job runs."""
+
+    def __init__(self, store: Sessions, places: Places, minder: Minder, where: Callable[[JobSpec], str]) -> None:
+        self._store, self._places, self._minder, self._where = store, places, minder, where
+        self._plans: dict[str, Lifecycle] = {}
+        self._settled: set[str] = set()
+
+    def reconcile_once(self, lease_epoch: int, now: float) -> list[str]:
+        """One round over all lifecycles; returns the moves made, in words, for the log.
+
+        One that cannot be handled is logged and holds up no other. LeaseLost, StoreUnavailable.
+        """
+        done = self._spread_taint(lease_epoch, now)
+        with self._store.read() as session:
+            ids = lifecycles.unfinished(session)
+        self._plans = {one: plan for one, plan in self._plans.items() if one in ids}
+        for lifecycle_id in ids:
+            try:
+                done += self.move(lifecycle_id, lease_epoch, now)
+            except (leases.LeaseLost, StoreUnavailable):
+                raise
+            except Exception:
+                _log.exception("a lifecycle could not be minded", lifecycle=lifecycle_id)
+        return done
+
+    def move(self, lifecycle_id: str, lease_epoch: int, now: float) -> list[str]:
+        """One lifecycle's moves of a round, until it has to wait; raises what `reconcile_once` logs."""
+        done: list[str] = []
+        for _ in range(MOVES_A_ROUND):
+            move = self.step(lifecycle_id, lease_epoch, now)
+            if isinstance(move, Rest):
+                break
+            done.append(f"{lifecycle_id}: {type(move).__name__}")
+        return done
+
+    def step(self, lifecycle_id: str, lease_epoch: int, now: float) -> PlanMove:
+        """One look at a lifecycle and the move that follows from it; Rest if it has to be looked at later."""
+        with self._store.read() as session:
+            found = lifecycles.get(session, lifecycle_id)
+            if found is None:
+                return Rest()
+            plan = self._plan(found)
+            view = lifecycles_look.view_of(session, found, plan, now, settled=self._settled)
+        move = decide(view)
+        if isinstance(move, Rest):
+            return move
+        if isinstance(move, Keep):
+            return move if self._keep(move.run_id, lease_epoch, now) else Rest()
+        with self._store.write() as session:
+            leases.guard(session, LEASE, lease_epoch)
+            current = lifecycles.locked(session, lifecycle_id)
+            written = current is not None and lifecycles_moves.write(session, current, plan, view, move, self._where)
+        return move if written else Rest()
+
+    def _plan(self, found: Executed) -> Lifecycle:
+        """A lifecycle's plan; it never changes."""
+        if found.id not in self._plans:
+            self._plans[found.id] = parse_lifecycle(found.plan.spec)
+        return self._plans[found.id]
+
+    # --- what lies on disk ---
+
+    def _keep(self, run_id: str, lease_epoch: int, now: float) -> bool:
+        """Takes in what an ended run left; False while its last checkpoints are still being verified."""
+        if not self._minder.settle(run_id, lease_epoch, now):
+            return False
+        self._settled.add(run_id)
+        with self._store.read() as session:
+            work = lifecycles.work_of(session, run_id)
+            attempts = runs.attempts(session, run_id)
+        if work is None or work.result is not None or not attempts:
+            return True
+        result = self._result(run_id, attempts[-1].no)
+        with self._store.write() as session:
+            leases.guard(session, LEASE, lease_epoch)
+            row = lifecycles.work_of(session, run_id)
+            if row is not None and row.result is None:
+                row.result = result
+        return True
+
+    def _result(self, run_id: str, attempt_no: int) -> dict[str, Any]:
+        """What the attempt that succeeded wrote; of one that wrote nothing, or no result, the reason."""
+        try:
+            found = read_result(self._places.attempt(run_id, attempt_no))
+        except ContractError as error:
+            return {"metrics": {}, "checkpoint_hash": "", "details": {}, "missing": str(error)[:500]}
+        if found is None:
+            return {"metrics": {}, "checkpoint_hash": "", "details": {}, "missing": f"run {run_id} left no result"}
+        return _plain(found)
+
+    # --- taint ---
+
+    def _spread_taint(self, lease_epoch: int, now: float) -> list[str]:
+        """What was made from a tainted checkpoint in another run, stage or lifecycle is tainted, as far as it goes."""
+        done: list[str] = []
+        for _ in range(GENERATIONS):
+            with self._store.read() as session:
+                found = lifecycles.made_from_tainted(session)
+            if not found:
+                break
+            with self._store.write() as session:
+                leases.guard(session, LEASE, lease_epoch)
+                for row, reason in found:
+                    run = runs.locked(session, row.run_id)
+                    if run is not None:
+                        spoilt = Tainted(row.id, row.step, row.attempt_no, reason)
+                        outcomes.taint(session, run, Taint((spoilt,)), now=now)
+            done.append(f"{len(found)} checkpoints tainted")
+        return done
+
+
+def _plain(found: Result) -> dict[str, Any]:
+    """A result as it is kept; details that would fill the store are left on the disk."""
+    details = dict(found.details)
+    if len(repr(details)) > DETAIL_CHARS:
+        details = {"left_out": "they are too long to keep here; the run's result.json has them"}
+    return {
+        "metrics": {name: float(value) for name, value in found.metrics.items()},
+        "checkpoint_hash": found.checkpoint_hash,
+        "details": details,
+        "missing": "",
+    }
