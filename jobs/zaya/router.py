@@ -87,9 +87,12 @@ class Experts(nn.Module):
         sizes = torch.bincount(chosen_N, minlength=experts + 1).tolist()
         parts = torch.split(x_ND[order], sizes)
         outputs = []
-        for expert, part in enumerate(parts[:experts]):
-            gate, up = F.linear(part, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            outputs.append(F.linear(F.silu(gate) * up, self.down_proj[expert]))
+        # unbind, not an index an expert: its gradient is one stack, an index's a whole tensor of zeros for each
+        for part, gate_up, down in zip(
+            parts[:experts], self.gate_up_proj.unbind(), self.down_proj.unbind(), strict=True
+        ):
+            gate, up = F.linear(part, gate_up).chunk(2, dim=-1)
+            outputs.append(F.linear(F.silu(gate) * up, down))
         outputs.append(torch.zeros_like(parts[-1]))
         mixed = torch.cat(outputs)
         return torch.empty_like(mixed).index_copy(0, order, mixed) * weight_N[:, None]
