@@ -7,6 +7,7 @@ sympy. So it runs here, in a main thread of its own, with limited memory, and wh
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import resource
@@ -17,8 +18,7 @@ _MEMORY_BYTES = 2 << 30
 
 
 def main() -> None:
-    from math_verify import parse, verify
-
+    library = importlib.import_module("math_verify")  # it ships no types
     logging.disable(logging.CRITICAL)  # it logs each answer that it cannot parse
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     sys.stdout.write('{"ready": true}\n')
@@ -26,9 +26,9 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         try:
-            gold = parse(f"${asked['reference']}$", parsing_timeout=_SECONDS)
-            found = parse(asked["answer"], parsing_timeout=_SECONDS)
-            same = bool(verify(gold, found, timeout_seconds=_SECONDS))
+            gold = library.parse(f"${asked['reference']}$", parsing_timeout=_SECONDS)
+            found = library.parse(asked["answer"], parsing_timeout=_SECONDS)
+            same = bool(library.verify(gold, found, timeout_seconds=_SECONDS))
         except BaseException:  # its timeout is no Exception; and an answer that breaks a parser is not the same
             same = False
         sys.stdout.write(json.dumps({"same": same}) + "\n")
