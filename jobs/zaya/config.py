@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.contract import ContractError, parse_ranges
 from jobs.zaya.phases import Phase, SkipRule, Wrong, read_phases, read_skip, wrong_phases, wrong_skip
+from jobs.zaya.tokens import VOCABULARY
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class ModelConfig:
     max_position_embeddings: int = 4096
 
     def __post_init__(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.vocab_size < VOCABULARY:
+            raise ContractError(f"vocab_size must be ≥ {VOCABULARY}: a token is a byte")
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise ContractError("num_attention_heads must be a multiple of num_key_value_heads")
         if (self.num_key_value_heads * self.head_dim) % 2 or int(self.head_dim * self.partial_rotary_factor) % 2:
             raise ContractError("half of each value is delayed and rotary pairs are used: head sizes must be even")
@@ -226,8 +229,19 @@ def problems(maps: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
                 message = _wrong(*known[word], value)
             if message:
                 found.append((f"{where}.{word}", message))
-    train, data = maps.get("train", {}), maps.get("data", {})
-    return found + _wrong_structures(train) + _wrong_together(train, data) + _wrong_gains(maps.get("router", {}))
+    train, router, data = (maps.get(where, {}) for where in ("train", "router", "data"))
+    if not any(path.startswith("router.") for path, _ in found):
+        found += _wrong_shapes(router)
+    return found + _wrong_structures(train) + _wrong_together(train, data) + _wrong_gains(router)
+
+
+def _wrong_shapes(router: Mapping[str, Any]) -> Wrong:
+    """Shapes that are numbers one by one and no model together."""
+    try:
+        ModelConfig(**{_MODEL[word]: value for word, value in router.items() if word in _MODEL})
+    except ContractError as error:
+        return [("router", str(error))]
+    return []
 
 
 def _wrong_structures(train: Mapping[str, Any]) -> Wrong:

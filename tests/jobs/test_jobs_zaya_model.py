@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from jobs.contract import ContractError
 from jobs.zaya.attention import rotary, rotate
-from jobs.zaya.config import ModelConfig
+from jobs.zaya.config import ModelConfig, problems
 from jobs.zaya.model import Router, ZayaForCausalLM
 from tests.jobs.zaya_small import MODEL
 
@@ -182,3 +182,13 @@ def test_shapes_that_cannot_be_are_refused() -> None:
         replace(MODEL, num_attention_heads=3)
     with pytest.raises(ContractError, match="even"):
         replace(MODEL, head_dim=7, num_key_value_heads=1)
+    with pytest.raises(ContractError, match="byte"):
+        replace(MODEL, vocab_size=255)
+
+
+def test_a_job_is_refused_shapes_that_are_no_model_together() -> None:
+    assert problems({"router": {"heads": 8, "keyValueHeads": 2, "headSize": 16, "vocabulary": 300}}) == []
+    assert problems({"router": {"heads": 8, "keyValueHeads": 3}}) == [
+        ("router", "num_attention_heads must be a multiple of num_key_value_heads")
+    ]
+    assert [path for path, _ in problems({"router": {"heads": 0, "keyValueHeads": 3}})] == ["router.heads"]
