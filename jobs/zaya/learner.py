@@ -109,6 +109,10 @@ class Learner:
 
         return sharding.cut(own, state)
 
+    def finite(self) -> bool:
+        """Whether all weights are finite, the same answer on every rank."""
+        return self.optimizer.finite()
+
     def counts(self) -> Tensor:
         """This rank's choices of the step, [layers, slots] int64."""
         return torch.stack([router.tokens_per_expert for router in self.routers])

@@ -67,12 +67,15 @@ class SkipStep:
         return f"the {name} {value:.3f} is above {limit:.3f}, mean and {sigmas:g} deviations of {count} steps"
 
     def state_dict(self) -> dict[str, Any]:
-        """Part of a training's state: without it a resumed attempt would skip other steps."""
-        values = torch.tensor([self.losses, self.norms], dtype=torch.float64)
-        return {"window": values, "skipped": torch.tensor(self.skipped, dtype=torch.int64)}
+        """Part of a training's state: without it a resumed attempt would skip other steps. Always of one shape."""
+        window = torch.full((2, self.rule.window), math.nan, dtype=torch.float64)
+        window[:, : len(self.losses)] = torch.tensor([self.losses, self.norms], dtype=torch.float64)
+        skipped = torch.zeros(self.rule.consecutive, dtype=torch.int64)
+        skipped[: len(self.skipped)] = torch.tensor(self.skipped, dtype=torch.int64)
+        return {"window": window, "skipped": skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a state over; a shorter window than the state's keeps its newest values."""
-        losses, norms = state["window"].tolist()
+        """Takes a state over; a rule with a shorter window than the state's keeps the newest values."""
+        losses, norms = ([one for one in row if not math.isnan(one)] for row in state["window"].tolist())
         self.losses, self.norms = losses[-self.rule.window :], norms[-self.rule.window :]
-        self.skipped = state["skipped"].tolist()
+        self.skipped = [index for index in state["skipped"].tolist() if index]

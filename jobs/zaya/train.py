@@ -1,8 +1,8 @@
 """The reference trainer: one process a rank under torchrun (gloo), data parallel, level 2 of the contract.
 
 A step is: forward and backward on this rank's share, sum the gradients and the expert counts over ranks, clip, move
-weights and biases, tell the probe and the heartbeat, then look whether somebody asked to save or stop. Stages other
-than pretraining, sharding and generation are not here.
+weights and biases, tell the probe and the heartbeat, then look whether somebody asked to save or stop. It trains all
+stages that learn from rows of bytes, text or questions with answers; reinforcement learning is jobs/zaya/rl.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from jobs.contract import (
     Exit,
     HeartbeatWriter,
     StopFlag,
-    announce_checkpoint,
     data_index,
     save_deadline_s,
 )
 from jobs.zaya import checkpoint
 from jobs.zaya.attempt import TooLateError, carry_out
-from jobs.zaya.config import read_config
+from jobs.zaya.config import ModelConfig, TrainConfig, read_config
 from jobs.zaya.learner import Learner, NumericsError
+from jobs.zaya.saving import Saver
 
 
 def agreed(flag: StopFlag, world: int, too_late: bool) -> tuple[bool, bool, bool]:
@@ -43,6 +43,15 @@ def agreed(flag: StopFlag, world: int, too_late: bool) -> tuple[bool, bool, bool
     return bool(wishes[0]), bool(wishes[1]), bool(wishes[2])
 
 
+def join(world: int, config: TrainConfig) -> None:
+    """Enters the ranks' process group; a lone process that shards makes one of its own."""
+    if world > 1:
+        dist.init_process_group("gloo")
+    elif config.sharding == "fsdp2" or config.checkpoints == "dcp":
+        store = dist.HashStore()  # type: ignore[attr-defined] # torch's own list of exports lacks it
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+
 class Job:
     """One attempt of one rank: from the environment to an exit code."""
 
@@ -50,16 +59,15 @@ class Job:
         self.environment, self.rank, self.world, self.beat, self.flag = environment, rank, world, beat, flag
         self.step = 0
         self.stepped_at = time.time()
-        self.save_seconds = 0.0  # the longest save so far
+        self.saver = Saver(environment, rank, world)
 
-    def restore(self) -> None:
+    def restore(self, model_config: ModelConfig) -> None:
         """Builds the learner and loads exactly what the controller names, or the weights of the stage before."""
-        self.beat.phase("load")
-        model_config, self.config = read_config()
-        self.learner = Learner(model_config, self.config, self.rank, self.world, self.environment.prepared_dir)
+        prepared = self.environment.prepared_dir
+        self.learner = Learner(model_config, self.config, self.rank, self.world, prepared)
         resume, init = self.environment.resume_from, self.environment.init_from
         if resume is not None:
-            manifest, state = checkpoint.load(resume)
+            manifest, state = checkpoint.load(resume, like=self.learner.state())
             if manifest.extra.get("text") != self.learner.rows.sha256:
                 raise ContractError(
                     f"the checkpoint {resume} was trained on another text: its place in it means nothing"
@@ -69,59 +77,67 @@ class Job:
                 raise ContractError(f"the checkpoint {resume} holds other balancing biases than its manifest says")
             self.step = manifest.step
         elif init is not None:
-            _, state = checkpoint.load(init, self.environment.init_hash)
+            _, state = checkpoint.load(init, self.environment.init_hash, self.learner.state())
             self.learner.load_weights(state)
 
     def save(self) -> None:
-        """A checkpoint of the last completed step; raises NumericsError on every rank alike if it is worth nothing."""
+        """Begins a checkpoint of the last completed step, which is written while training goes on.
+
+        Raises NumericsError on every rank alike if it is worth nothing, and whatever went wrong with the one before.
+        """
         self.beat.phase("checkpoint")
-        begun = time.monotonic()
-        if not bool(self.learner.optimizer.values.isfinite().all()):
+        if not self.learner.finite():
             raise NumericsError(f"the weights are not finite after step {self.step}")
-        if self.rank == 0:
-            directory, manifest = checkpoint.save(
-                self.environment,
-                self.learner.state(),
-                step=self.step,
-                world=self.world,
-                data_position=data_index(self.step + 1, self.environment.skip_steps),
-                biases=self.learner.balancer.biases,
-                state_at_s=self.stepped_at,
-                extra={"text": self.learner.rows.sha256, "model": asdict(self.learner.model.model.config)},
-            )
-            problem = announce_checkpoint(self.environment, directory, manifest)
-            print(f"saved step {self.step}" + (f"; not announced: {problem}" if problem else ""), flush=True)
-        if self.world > 1:
-            dist.barrier()
-        self.save_seconds = max(self.save_seconds, time.monotonic() - begun)
+        shards = self.world if self.config.sharding == "fsdp2" else 1
+        facts = checkpoint.Facts(
+            step=self.step,
+            world=self.world,
+            data_position=data_index(self.step + 1, self.environment.skip_steps),
+            bias_checksum=checkpoint.bias_checksum(self.learner.balancer.biases),
+            state_at_s=self.stepped_at,
+            parallel={"data": self.world, "shards": shards},
+            extra={"text": self.learner.rows.sha256, "model": asdict(self.learner.model.model.config)},
+        )
+        self.saver.begin(self.learner.state(), facts)
         self.beat.phase("train")
 
     def too_late(self) -> bool:
         """Whether a stop was asked for and a save like those before would not be complete in time."""
         deadline_s = save_deadline_s(self.environment) if self.flag.stop else None
-        return deadline_s is not None and time.time() + self.save_seconds > deadline_s
+        return deadline_s is not None and time.time() + self.saver.seconds > deadline_s
 
     def run(self) -> Exit:
-        """Trains to the last step, or until asked to stop."""
-        if self.world > 1:
-            dist.init_process_group("gloo")
-        self.restore()
+        """Trains to the last step, or until asked to stop; what is being saved then is waited for."""
+        self.beat.phase("load")
+        model_config, self.config = read_config()
+        join(self.world, self.config)
+        self.saver.open(self.config.checkpoints)
+        self.restore(model_config)
         probe = attach(self.learner.model)
         self.beat.phase("train")
         try:
-            while self.step < self.config.steps:
-                self._one_step(probe.step)
-                stop, save, too_late = agreed(self.flag, self.world, self.too_late())
-                last = self.step == self.config.steps
-                if too_late and not last:
-                    raise TooLateError(f"told to stop at step {self.step} with too little time left to save it")
-                if save or last or self.step % self.config.checkpoint_every == 0:
-                    self.save()
-                if stop and not last:
-                    return Exit.SAVED
-            return Exit.DONE
+            code = self._train(probe.step)
+            self.beat.phase("checkpoint")
+            self.saver.finish()
+            if self.world > 1:
+                dist.barrier()  # a rank that ends with 75 before rank 0 has written would have it stopped
+            return code
         finally:
             probe.close()
+            self.saver.close()
+
+    def _train(self, tell: Callable[..., None]) -> Exit:
+        while self.step < self.config.steps:
+            self._one_step(tell)
+            stop, save, too_late = agreed(self.flag, self.world, self.too_late())
+            last = self.step == self.config.steps
+            if too_late and not last:
+                raise TooLateError(f"told to stop at step {self.step} with too little time left to save it")
+            if save or last or self.step % self.config.checkpoint_every == 0:
+                self.save()
+            if stop and not last:
+                return Exit.SAVED
+        return Exit.DONE
 
     def _one_step(self, tell: Callable[..., None]) -> None:
         begun = time.perf_counter()

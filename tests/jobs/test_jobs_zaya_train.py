@@ -231,11 +231,11 @@ def test_a_save_as_long_as_the_longest_before_must_fit(run: Run, monkeypatch: py
         Environment.read({"TRIMTAB_SAVE_BY": "1000"}), 0, 1, HeartbeatWriter(Environment.read({}), 0, 1), Wishes()
     )
     monkeypatch.setattr("jobs.zaya.train.time.time", lambda: 990.0)
-    job.save_seconds = 11.0
+    job.saver.seconds = 11.0
     assert not job.too_late(), "nobody asked for a stop"
     job.flag.stop = True
     assert job.too_late()
-    job.save_seconds = 9.0
+    job.saver.seconds = 9.0
     assert not job.too_late()
 
 
@@ -256,6 +256,21 @@ def test_a_loss_that_is_not_finite_ends_with_76_and_saves_nothing(run: Run) -> N
     assert "at step 2" in record.error_message
     assert record.step == 1
     assert [path.name for path in contract.list_checkpoints(run.directory)] == ["step-00000001"]
+
+
+def test_a_loss_spike_that_lasts_ends_with_76_and_the_next_attempt_leaves_its_data_out(run: Run) -> None:
+    rule = {"window": 8, "sigmas": 5, "consecutive": 2}
+    train = {"steps": 20, "checkpointEvery": 8, "sequences": 4, "length": 32, "learningRate": 0.01, "skipStep": rule}
+    poison = {"TRIMTAB_DATA_JSON": '{"poison": "17-18"}'}
+    assert run.attempt(1, train=train, **poison) == Exit.NUMERICS
+    assert "on data indices 17-18, were skipped" in run.record().error_message
+    last = run.record().step
+    assert last == 17, "the skipped step counts as a step, the one that ends the attempt does not"
+    assert [(one.step, one.learning_rate) for one in run.ring()][-1] == (17, 0.0)
+    assert contract.verify(run.saved(1, 16)).ok
+    more = {"TRIMTAB_RESUME_FROM": str(run.saved(1, 16)), "TRIMTAB_SKIP_STEPS": f"17-{last + 1}"}
+    assert run.attempt(2, train=train, **poison, **more) == Exit.DONE
+    assert [record.data_position for record in run.ring(2)] == [19, 20, 21, 22]
 
 
 def test_weights_that_are_not_finite_are_never_saved(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
