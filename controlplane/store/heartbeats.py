@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,6 +13,9 @@ from controlplane.store.base import upsert
 from controlplane.store.nodes import LastWord
 from controlplane.store.tables import Heartbeat
 from jobs import contract
+
+TOLD = "told"
+"""the key of a heartbeat's body under which stands what was told in the place of one"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,23 @@ def put(
             for beat, stamp in newest.values()
         ],
     )
+
+
+def put_told(session: Session, beat: contract.Heartbeat, told: dict[str, Any], *, now: float) -> None:
+    """What a job that writes no heartbeats has told otherwise, in the place of its rank 0; `told` says by which way.
+
+    It is no sign of life: such a job speaks when it likes, so nothing follows from its silence.
+    """
+    put(session, [beat], now=now)
+    row = session.get(Heartbeat, (beat.run_id, beat.attempt_no, beat.rank), populate_existing=True)
+    if row is not None:
+        row.body = {**row.body, TOLD: told}
+
+
+def told(row: Heartbeat) -> dict[str, Any] | None:
+    """What a job told that writes no heartbeats; None of a rank's own heartbeat."""
+    found = row.body.get(TOLD)
+    return found if isinstance(found, dict) else None
 
 
 def of_attempt(session: Session, run_id: str, attempt_no: int) -> list[Heartbeat]:

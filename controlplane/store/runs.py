@@ -109,6 +109,13 @@ def excluded_nodes(session: Session, run_id: str, *, now: float, ttl_s: float) -
     return tuple(sorted({node for nodes in session.scalars(query) for node in nodes}))
 
 
+def following(session: Session, live: Collection[str], *, ended_after_s: float) -> list[Attempt]:
+    """The attempts that have been given to a backend and run, or that ended after a moment, by run and number."""
+    wanted = Attempt.state.in_(live) | (Attempt.ended_s > ended_after_s)
+    query = select(Attempt).where(wanted, Attempt.submitted_s.is_not(None))
+    return list(session.scalars(query.order_by(Attempt.run_id, Attempt.no)))
+
+
 def taken_nodes(session: Session) -> dict[str, frozenset[str]]:
     """Nodes that attempts are meant to be on, by run, whether or not the backend has heard of them yet."""
     query = select(Attempt.run_id, Attempt.nodes).where(Attempt.state.in_((states.PLANNED, *ATTEMPT_LIVE)))

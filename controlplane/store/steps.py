@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,6 +19,8 @@ from controlplane.store.compression import FAST, SMALL
 from controlplane.store.engine import Store
 from controlplane.store.tables import StepChunk
 
+UNKNOWN = -sys.float_info.max
+"""stands for a loss, norm or rate that nobody told: finite, so that no rule takes it for a number that went wrong"""
 CODEC = "arrays1"
 MERGED_RECORDS = 1024
 _WHOLE = ("step", "rank", "tokens", "data_position")

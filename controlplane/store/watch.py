@@ -66,7 +66,10 @@ def clock_offsets(session: Session) -> dict[str, float]:
 
 
 def rank_beats(session: Session, attempts: Collection[LiveAttempt]) -> list[RankBeat]:
-    """The last heartbeats of these attempts; one that cannot be read or whose node is unknown is left out."""
+    """The last heartbeats of these attempts; one that cannot be read or whose node is unknown is left out.
+
+    So is what was told in the place of one: a job is never called hung because it does not write heartbeats.
+    """
     wanted = {(attempt.run_id, attempt.no): attempt for attempt in attempts}
     if not wanted:
         return []
@@ -76,7 +79,7 @@ def rank_beats(session: Session, attempts: Collection[LiveAttempt]) -> list[Rank
     found = []
     for row in rows:
         attempt, word = wanted.get((row.run_id, row.attempt_no)), words.get(row.node)
-        if attempt is None or word is None:
+        if attempt is None or word is None or heartbeats.told(row) is not None:
             continue
         try:
             beat = Beat(**row.body)

@@ -13,7 +13,7 @@ from controlplane.store.engine import StoreUnavailable
 
 VIEWER_MAY_POST = {"/api/v1/runs/validate"}
 ANYBODY = {("DELETE", "/api/v1/session")}
-OWN_ONLY = {"/api/v1/ingest", "/api/v1/runs/{run_id}/checkpoints"}
+OWN_ONLY = {"/api/v1/ingest", "/api/v1/runs/{run_id}/checkpoints", "/api/v1/runs/{run_id}/kubeflow/status"}
 
 
 def routes(app: Any) -> list[tuple[str, str]]:
