@@ -23,7 +23,9 @@ from jobs.contract import Environment, Exit, Heartbeat, StopFlag
 from jobs.zaya import checkpoint
 from jobs.zaya.attempt import carry_out
 from jobs.zaya.envs.base import Problem
+from jobs.zaya.envs.registry import find
 from jobs.zaya.generate import Completion
+from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
 from jobs.zaya.model import ZayaForCausalLM
 from jobs.zaya.optim import FlatOptimizer
 from jobs.zaya.rl.actors import Pool, StoppedError, cluster
@@ -200,7 +202,8 @@ def test_three_steps_and_three_more_equal_six(whole: Run) -> None:
     other, resumed = checkpoint.load(whole.saved(2, 6))
     assert one.extra["rl"]["told"] == other.extra["rl"]["told"], "the same prompts, the same rewards"
     assert one.extra["rl"]["sampler"] == other.extra["rl"]["sampler"]
-    assert one.extra["rl"]["sampler"]["curriculum"] != {}
+    levels = one.extra["rl"]["sampler"]["curriculum"]["levels"]
+    assert [level["bound"] for level in levels.values()] != [3, 2], "the curriculum has moved"
     for name, value in state["model"].items():
         assert torch.allclose(value, resumed["model"][name], atol=1e-6), name
     assert state["optimizer"]["steps"] == resumed["optimizer"]["steps"] == 6
@@ -208,16 +211,27 @@ def test_three_steps_and_three_more_equal_six(whole: Run) -> None:
     assert other.parent == str(whole.saved(1, 3))
 
 
-def test_a_stop_saves_the_step_and_says_saved(source: Path, tmp_path: Path) -> None:
+def test_a_stop_saves_the_step_and_what_was_on_its_way(source: Path, tmp_path: Path) -> None:
+    """With a preference model, which the second attempt has from the checkpoint: its file is gone by then."""
     run = Run(tmp_path, source)
-    assert run.attempt(flag=Wishes(stop=True), train={"ahead": 1}) == Exit.SAVED
-    manifest = contract.read_manifest(run.saved(1, 1))
-    assert list(manifest.extra["rl"]["sampler"]["drawn"]) == ["2"], "on its way, and not learned from yet"
+    preferences = tmp_path / PREFERENCES
+    write_pairs(preferences, pairs([(find("micro/parity"), range(3, 7))], 60, 0))
+    more = {
+        "TRIMTAB_DATA_JSON": json.dumps({"environments": "micro/parity@3-6", "judge": "proxy"}),
+        "TRIMTAB_PREPARED_DIR": str(tmp_path),
+    }
+    assert run.attempt(flag=Wishes(stop=True), train={"ahead": 1}, **more) == Exit.SAVED
+    extra = contract.read_manifest(run.saved(1, 1)).extra["rl"]
+    assert list(extra["sampler"]["drawn"]) == ["2"], "on its way, and not learned from yet"
+    assert len(extra["sampler"]["drawn"]["2"]) == TRAIN["prompts"]
     assert (run.record().code, run.heartbeat().last_step) == (75, 1)
-    assert run.attempt(2, train={"ahead": 1, "steps": 2}, TRIMTAB_RESUME_FROM=str(run.saved(1, 1))) == Exit.DONE
-    drawn = manifest.extra["rl"]["sampler"]["drawn"]["2"]
-    assert len(drawn) == TRAIN["prompts"]
+    preferences.unlink()
+    more |= {"TRIMTAB_RESUME_FROM": str(run.saved(1, 1))}
+    assert run.attempt(2, train={"ahead": 1, "steps": 2}, **more) == Exit.DONE
     assert contract.read_manifest(run.saved(2, 2)).extra["rl"]["sampler"]["drawn"] == {}
+    told = run.result(2).details["told"]
+    assert told["proxy"] == told["reward"]
+    assert [0 < value < 1 for value in told["proxy"] + told["gold"]] == [True] * 4
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.contract import ContractError
 from jobs.zaya import config as zaya
+from jobs.zaya.envs.curriculum import RULES
 from jobs.zaya.evaluation_config import parts
 
 
@@ -66,6 +67,8 @@ class RLConfig:
     environments: str = ""
     """`micro/reverse@2-4, micro/sort`: names, each with the difficulties that it may take"""
     curriculum: str = "fixed"
+    problems: str = "drawn"
+    """drawn from the environments, or prepared: those that the stage's preparing job has left over"""
     judge: str = "none"
 
 
@@ -103,16 +106,17 @@ _WORDS = {
     "data": {
         "environments": "environments",
         "curriculum": "curriculum",
+        "problems": "problems",
         "judge": "judge",
     },
 }
 ADVANTAGES = ("group", "dr")
-CURRICULA = ("rlve", "zyphra", "fixed")
 JUDGES = ("none", "proxy")
 _CHOICES = {
     "optimizer": zaya.OPTIMIZERS,
     "advantage": ADVANTAGES,
-    "curriculum": CURRICULA,
+    "curriculum": RULES,
+    "problems": ("drawn", "prepared"),
     "judge": JUDGES,
 }
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -36,13 +36,14 @@ from jobs.zaya import checkpoint
 from jobs.zaya import config as zaya
 from jobs.zaya.attempt import TooLateError
 from jobs.zaya.config import ModelConfig, TrainConfig
+from jobs.zaya.judge.preference import Proxy
 from jobs.zaya.learner import NumericsError
 from jobs.zaya.model import ZayaForCausalLM
 from jobs.zaya.rl.actors import Pool, StoppedError, cluster
 from jobs.zaya.rl.batches import Batches, Taken
 from jobs.zaya.rl.config import read_config
 from jobs.zaya.rl.learner import Learned, RLLearner
-from jobs.zaya.rl.rewards import EnvironmentScorer
+from jobs.zaya.rl.rewards import EnvironmentScorer, ProxyScorer, Scorer
 from jobs.zaya.rl.rollout import Weights
 from jobs.zaya.rl.sampler import Sampler
 
@@ -88,10 +89,12 @@ class Job:
         self.shapes = checkpoint.config_of(manifest)
         balance = _held_to(self.shapes, words)
         self.learner = RLLearner(model, self.config, balance, self._reference())
-        self.sampler, self.scorer = Sampler(self.config), EnvironmentScorer()
+        self.sampler = Sampler(self.config, self.environment.prepared_dir)
         self.restored: dict[str, Any] | None = None
+        judged: Mapping[str, Any] | None = None
         if resume is not None:
             _, state = checkpoint.load(resume)
+            judged = state.get("judge")
             self.learner.load(state)
             self.step, self.restored = manifest.step, manifest.extra.get("rl")
             if self.restored is None:
@@ -99,6 +102,17 @@ class Job:
             if checkpoint.bias_checksum(self.learner.balancer.biases) != manifest.bias_checksum:
                 raise ContractError(f"the checkpoint {resume} holds other balancing biases than its manifest says")
             self.told, self.restarts_before = self.restored["told"], int(self.restored["rollout_restarts"])
+        self.scorer = self._scorer(judged)
+
+    def _scorer(self, judged: Mapping[str, Any] | None) -> Scorer:
+        """What rewards: an attempt that resumes takes over the preference model of the one before."""
+        if self.config.judge == "none":
+            return EnvironmentScorer()
+        if judged is None:
+            return ProxyScorer.fitted(self.environment.prepared_dir, self.config.seed)
+        proxy = Proxy()
+        proxy.load(judged)
+        return ProxyScorer(proxy)
 
     def _reference(self) -> ZayaForCausalLM | None:
         """The model that the stage started from, where a KL penalty holds to it."""
@@ -187,6 +201,7 @@ class Job:
             "stale_groups": taken.stale,
             "staleness": taken.staleness,
             "route_mismatch": None if math.isnan(done.mismatch) else done.mismatch,
+            "proxy": None if self.config.judge == "none" else taken.reward,
             "gold": taken.gold,
         }
         for name, value in found.items():
@@ -220,7 +235,7 @@ class Job:
             raise NumericsError(f"the weights are not finite after step {self.step}")
         directory, manifest = checkpoint.save(
             self.environment,
-            self.learner.state(),
+            self.learner.state() | self._judge(),
             step=self.step,
             world=1,
             data_position=data_index(self.step + 1, self.environment.skip_steps),
@@ -232,6 +247,9 @@ class Job:
         print(f"saved step {self.step}" + (f"; not announced: {problem}" if problem else ""), flush=True)
         self.saved_step = self.step
         self.save_seconds = max(self.save_seconds, time.monotonic() - begun)
+
+    def _judge(self) -> dict[str, Any]:
+        return {"judge": self.scorer.proxy.state()} if isinstance(self.scorer, ProxyScorer) else {}
 
     def _state(self) -> dict[str, Any]:
         restarts = self.restarts_before + self.pool.restarts

@@ -6,11 +6,17 @@ policy that is paid for it does not learn to stop.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from jobs.contract import ContractError
 from jobs.zaya.envs.base import Problem
 from jobs.zaya.envs.registry import find
+from jobs.zaya.judge.pairs import PREFERENCES, read_pairs
+from jobs.zaya.judge.preference import Proxy
+from jobs.zaya.judge.rubric import gold
 
 
 @dataclass(frozen=True)
@@ -35,3 +41,32 @@ class EnvironmentScorer:
     def worth(self, problem: Problem, answer: str, ended: bool) -> Worth:
         score = find(problem.environment).score(problem, answer) if ended else 0.0
         return Worth(score, score)
+
+
+class ProxyScorer:
+    """A preference model rewards, the rubric looks on.
+
+    The reward is sigmoid(r), the probability that the answer is preferred to the mean answer of the model's fit, so
+    that no answer is worth less than one that did not end.
+    """
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+
+    @classmethod
+    def fitted(cls, prepared: Path | None, seed: int) -> ProxyScorer:
+        """Fits the model to the stage's preferences; ContractError where there are none."""
+        if prepared is None:
+            raise ContractError("data.judge is proxy, and TRIMTAB_PREPARED_DIR names no directory with preferences")
+        proxy = Proxy()
+        proxy.fit(read_pairs(prepared / PREFERENCES), seed)
+        return cls(proxy)
+
+    def worth(self, problem: Problem, answer: str, ended: bool) -> Worth:
+        found = gold(problem.question, answer)
+        if not ended:
+            return Worth(0.0, 0.0, found)
+        score = find(problem.environment).score(problem, answer)
+        return Worth(
+            1 / (1 + math.exp(-min(30.0, max(-30.0, self.proxy.score(problem.question, answer))))), score, found
+        )

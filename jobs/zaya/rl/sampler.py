@@ -8,16 +8,22 @@ turns over the slots. Questions that evaluation owns (jobs/zaya/envs/base.py, he
 from __future__ import annotations
 
 import hashlib
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jobs.contract import ContractError
-from jobs.zaya.envs.base import draw, within
+from jobs.zaya.envs.base import Problem, draw, read_problems, within
+from jobs.zaya.envs.curriculum import Curriculum
 from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluation_config import parts
 from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.rollout import Asked, Group
+
+CALIBRATION, PROBLEMS = "calibration.json", "problems.jsonl"
+"""What jobs/zaya/prepare.py leaves for a stage: where a curriculum starts, and problems that can be learned from."""
 
 
 def seed_of(*parts: object) -> int:
@@ -25,49 +31,63 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
 
 
-class Fixed:
-    """The curriculum that does not move: each environment's difficulties are drawn evenly."""
+def starts(prepared: Path | None, spans: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    """The bounds that a calibration found, within each environment's span; none where there was no calibration.
 
-    def __init__(self, spans: dict[str, tuple[int, int]]) -> None:
-        self.spans = spans
-
-    def draw(self, environment: str, rng: random.Random) -> int:
-        low, high = self.spans[environment]
-        return rng.randint(low, high)
-
-    def told(self, environment: str, difficulty: int, scores: list[float]) -> None:
-        """Nothing comes of it."""
-
-    def state(self) -> dict[str, Any]:
+    ContractError for a calibration that cannot be read.
+    """
+    if prepared is None or not (prepared / CALIBRATION).exists():
         return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """There is nothing to take over."""
+    try:
+        found = json.loads((prepared / CALIBRATION).read_bytes())["environments"]
+        bounds = {name: int(one["bound"]) for name, one in found.items() if name in spans}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ContractError(f"the calibration {prepared / CALIBRATION} cannot be read: {error!r}") from error
+    return {name: min(max(bound, spans[name][0]), spans[name][1]) for name, bound in bounds.items()}
 
 
 class Sampler:
-    """Draws prompts for a stage and moves its curriculum. Raises ContractError for environments that do not exist."""
+    """Draws prompts for a stage and moves its curriculum.
 
-    def __init__(self, config: RLConfig) -> None:
+    `prepared` is the directory of the stage's preparing jobs. With `data.problems: prepared` its problems are drawn,
+    else each environment's own. Raises ContractError for environments or files that do not exist.
+    """
+
+    def __init__(self, config: RLConfig, prepared: Path | None = None) -> None:
         self.config = config
-        spans: dict[str, tuple[int, int]] = {}
-        for name, low, high in parts(config.environments):
-            environment = find(name)
-            spans[name] = (
-                environment.easiest if low is None else within(environment, low),
-                environment.hardest if high is None else within(environment, high),
+        named = [(find(name), low, high) for name, low, high in parts(config.environments)]
+        spans = {
+            one.name: (
+                one.easiest if low is None else within(one, low),
+                one.hardest if high is None else within(one, high),
             )
-        self.environments = {name: find(name) for name in spans}
-        self.names = list(spans)
-        self.curriculum = Fixed(spans)
+            for one, low, high in named
+        }
+        self.environments = [one for one, _, _ in named]
+        self.curriculum = Curriculum(config.curriculum, spans, starts=starts(prepared, spans))
+        self.problems = self._prepared(prepared) if config.problems == "prepared" else {}
+
+    def _prepared(self, prepared: Path | None) -> dict[str, list[Problem]]:
+        """The prepared problems by environment; an environment without any is no environment of the stage."""
+        if prepared is None:
+            raise ContractError("data.problems is prepared, and TRIMTAB_PREPARED_DIR names no directory")
+        found: dict[str, list[Problem]] = {}
+        for problem in read_problems(prepared / PROBLEMS):
+            found.setdefault(problem.environment, []).append(problem)
+        self.environments = [one for one in self.environments if one.name in found]
+        if not self.environments:
+            raise ContractError(f"none of the problems in {prepared / PROBLEMS} is of {self.config.environments}")
+        return found
 
     def draw(self, index: int, slot: int) -> Asked:
         """The prompt in this slot of a data index, at a difficulty that the curriculum allows now."""
-        name = self.names[(index * self.config.prompts + slot) % len(self.names)]
+        environment = self.environments[(index * self.config.prompts + slot) % len(self.environments)]
         rng = random.Random(f"{self.config.seed}/{index}/{slot}")
-        difficulty = self.curriculum.draw(name, rng)
-        problem = draw(self.environments[name], difficulty, rng.randrange(2**40), held=False)
-        return Asked(problem, rng.random() < self.config.aggregate)
+        aggregate = rng.random() < self.config.aggregate
+        if self.problems:
+            return Asked(rng.choice(self.problems[environment.name]), aggregate)
+        difficulty = self.curriculum.draw(environment.name, rng)
+        return Asked(draw(environment, difficulty, rng.randrange(2**40), held=False), aggregate)
 
     def told(self, groups: Sequence[Group]) -> None:
         """Moves the curriculum by the environments' scores of a step's groups."""
