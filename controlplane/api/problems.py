@@ -15,6 +15,7 @@ from controlplane.services.admission import BatchRefused
 from controlplane.services.deliveries import ChannelRefused
 from controlplane.services.incidents import IncidentNotFound, IncidentRefused
 from controlplane.services.ingest import IngestBusy
+from controlplane.services.lifecycles import LifecycleNotFound, LifecycleRefused
 from controlplane.services.nodes import NodeNotFound, NodeStillFires, NoSuchGpu, NotSimulated
 from controlplane.services.runs import RunNotFound, RunRefused, StaleTrainer
 from controlplane.services.views_fleet import UnknownSeries
@@ -77,7 +78,7 @@ def chosen(name: str, given: str | None, known: Sequence[str]) -> list[str] | No
 
 def _of_spec(error: SpecError) -> Problem:
     rows = [{"path": one.path, "message": one.message} for one in error.problems]
-    title = "The job cannot be accepted as it is"
+    title = "It cannot be accepted as it is"
     return Problem(422, "bad_spec", title, str(error), "Mend each of the listed fields.", rows)
 
 
@@ -100,6 +101,8 @@ _KNOWN: dict[type[Exception], Callable[[Any], Problem]] = {
     RequestValidationError: _of_validation,
     RunNotFound: lambda e: Problem(404, "not_found", str(e)),
     RunRefused: lambda e: Problem(409, "not_now", str(e)),
+    LifecycleNotFound: lambda e: Problem(404, "not_found", str(e)),
+    LifecycleRefused: lambda e: Problem(409, "not_now", str(e)),
     StaleTrainer: lambda e: Problem(403, "stale_epoch", "This attempt may no longer write", str(e)),
     IncidentNotFound: lambda e: Problem(404, "not_found", str(e)),
     IncidentRefused: lambda e: Problem(409, "not_now", str(e)),

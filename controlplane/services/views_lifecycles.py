@@ -1,0 +1,367 @@
+"""What pages show of lifecycles: rows of the list, one lifecycle whole, what differs between two, what a plan says.
+
+Everything is read from the store; what is not known is None, never zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from controlplane.runs.lifecycle_states import APPROVABLE, AT_WORK, LIFECYCLE_ENDED, STAGE_ENDED
+from controlplane.services import views_runs
+from controlplane.services.lifecycles_cost import Cost, cost
+from controlplane.store import events, lifecycles
+from controlplane.store.engine import Session, Store
+from controlplane.store.lifecycles import Executed, OfStage
+from controlplane.store.tables import Approval, Attempt, LifecycleStage
+from jobs.lifecycle import Lifecycle, Requirement, Stage, parse_lifecycle
+from jobs.spec import JobSpec, SpecError
+
+Json = dict[str, Any]
+TIMELINE = 200
+_MISSING = object()
+
+
+def rows(session: Session, *, statuses: Sequence[str] | None, limit: int, before: str | None) -> list[Json]:
+    """LifecycleRows, newest first. API: lifecycles."""
+    return [row(one) for one in lifecycles.listed(session, statuses, limit=limit, before=before)]
+
+
+def row(found: Executed) -> Json:
+    """One LifecycleRow. `waits_for_person`: a stage is held; `stage`: the first that is under way or waits."""
+    state = found.state
+    held = [one for one in found.stages if one.state == "held"]
+    under_way = [one for one in found.stages if one.state not in ("waiting", *STAGE_ENDED)]
+    current = next(iter([*under_way, *(one for one in found.stages if one.state == "waiting")]), None)
+    open_ = state.status not in LIFECYCLE_ENDED
+    return {
+        "id": found.id,
+        "name": state.name,
+        "status": state.status,
+        "desired": state.desired,
+        "reason": held[0].reason if held and open_ else state.reason,
+        "waits_for_person": bool(held) and open_,
+        "stage": current.name if current is not None else None,
+        "stages": [{"name": one.name, "state": one.state, "hold": one.hold or None} for one in found.stages],
+        "passed": sum(one.state == "passed" for one in found.stages),
+        "created_s": state.created_s,
+        "created_by": found.plan.created_by,
+        "ended_s": state.ended_s,
+        "parent": state.parent_id,
+    }
+
+
+def view(session: Session, found: Executed, now: float) -> Json:
+    """A LifecycleView. API: lifecycles/{id}."""
+    plan = parse_lifecycle(found.plan.spec)
+    made = lifecycles.runs_of(session, found.id)
+    last = lifecycles.last_attempts(session, [one.run.id for one in made])
+    words = lifecycles.approvals(session, found.id)
+    aliases = lifecycles.aliases(session, found.state.name)
+    hashes = [one for stage in found.stages for one in (stage.init_hash, stage.candidate_hash) if one]
+    tainted = lifecycles.tainted(session, hashes)
+    stages, whole = [], Cost()
+    for stage in found.stages:
+        mine = [one for one in made if one.work.stage == stage.name]
+        spent = sum((cost(session, one.run, now) for one in mine), Cost())
+        whole += spent
+        shown = _stage(stage, plan.stage(stage.name), mine, last, tainted)
+        stages.append({**shown, "cost": spent.as_dict(), "budget": _budget(stage, plan.stage(stage.name), spent)})
+    return {
+        **row(found),
+        "stages": stages,
+        "edges": _edges(plan),
+        "cost": whole.as_dict(),
+        "aliases": [
+            {
+                "alias": a.alias,
+                "checkpoint_hash": a.checkpoint_hash,
+                "stage": a.stage,
+                "at_s": a.moved_s,
+                "by": a.moved_by,
+            }
+            for a in aliases
+        ],
+        "approvals": [_word(one) for one in words],
+        "timeline": timeline(session, found.id),
+        "yaml": found.state.source,
+        "spec": found.plan.spec,
+    }
+
+
+def _edges(plan: Lifecycle) -> list[Json]:
+    """Who waits for whom, and whose checkpoint is used."""
+    found = []
+    for stage in plan.spec.stages:
+        for before in stage.after:
+            kind = "from" if before == stage.source else "after"
+            found.append({"from": before, "to": stage.name, "kind": kind})
+        if stage.source and stage.source not in stage.after:
+            found.append({"from": stage.source, "to": stage.name, "kind": "from"})
+    return found
+
+
+def _word(one: Approval) -> Json:
+    return {
+        "stage": one.stage,
+        "verdict": one.verdict,
+        "checkpoint_hash": one.checkpoint_hash,
+        "actor": one.actor,
+        "reason": one.reason,
+        "at_s": one.at_s,
+        "used_s": one.used_s,
+    }
+
+
+def timeline(session: Session, lifecycle_id: str, limit: int = TIMELINE) -> list[Json]:
+    """What happened to a lifecycle, in order, the newest lines."""
+    return [
+        {
+            "at_s": one.at_s,
+            "kind": one.kind,
+            "sentence": one.sentence,
+            "stage": one.data.get("stage") or None,
+            "level": one.data.get("level", "info"),
+            "run": one.data.get("run"),
+        }
+        for one in events.listed(session, lifecycle_id=lifecycle_id, limit=limit)
+    ]
+
+
+# --- one stage ---
+
+
+def _stage(
+    row_: LifecycleStage,
+    plan: Stage,
+    mine: Sequence[OfStage],
+    last: Mapping[str, Attempt],
+    tainted: frozenset[str],
+) -> Json:
+    return {
+        "name": row_.name,
+        "role": plan.role,
+        "after": plan.after,
+        "from": plan.source or None,
+        "state": row_.state,
+        "hold": row_.hold or None,
+        "reason": row_.reason,
+        "state_since_s": row_.state_since_s,
+        "began_s": row_.began_s,
+        "ended_s": row_.ended_s,
+        "round": row_.round,
+        "retries": {"used": row_.retries, "allowed": plan.budget.retries},
+        "inherited": row_.inherited,
+        "init": {"hash": row_.init_hash, "tainted": row_.init_hash in tainted} if row_.init_hash else None,
+        "candidate": _candidate(row_, tainted),
+        "promote": plan.promote or None,
+        "gate": _gate(row_, plan),
+        "progress": _progress(row_, plan, mine, last),
+        "runs": [_run(one, last.get(one.run.id)) for one in mine],
+        "can": _can(row_, tainted),
+    }
+
+
+def _candidate(row_: LifecycleStage, tainted: frozenset[str]) -> Json | None:
+    if not row_.candidate_hash:
+        return None
+    return {
+        "hash": row_.candidate_hash,
+        "step": row_.candidate_step,
+        "run": row_.candidate_run_id,
+        "path": row_.candidate_path,
+        "tainted": row_.candidate_hash in tainted,
+    }
+
+
+def _gate(row_: LifecycleStage, plan: Stage) -> Json | None:
+    """The gate with what was found of each requirement; `ok` None: it was not judged yet."""
+    if plan.gate is None:
+        return None
+    verdict = row_.verdict or {}
+    judged = {one["requirement"]: one for one in verdict.get("requirements", ())}
+    requirements = []
+    for text in plan.gate.require:
+        asked = Requirement.parse(text)
+        bound = asked.bound if isinstance(asked.bound, float) else None
+        blank = {"metric": asked.metric, "op": asked.op, "value": None, "bound": bound, "ok": None, "sentence": ""}
+        requirements.append({"requirement": text, **(judged.get(str(asked)) or blank)})
+    state = "open"
+    if row_.state == "passed":
+        state = "passed"
+    elif row_.state == "held" and row_.hold in APPROVABLE:
+        state = "refused" if row_.hold == "refused" else "waits"
+    elif row_.state == "failed":
+        state = "refused"
+    return {
+        "state": state,
+        "requirements": requirements,
+        "approval": plan.gate.approval,
+        "sentence": verdict.get("sentence", ""),
+        "checkpoint_hash": verdict.get("checkpoint_hash") or row_.candidate_hash or None,
+    }
+
+
+def _run(one: OfStage, attempt: Attempt | None) -> Json:
+    run, work = one.run, one.work
+    result = work.result or {}
+    return {
+        "id": run.id,
+        "role": work.role,
+        "item": work.item or None,
+        "no": work.no,
+        "round": work.round,
+        "status": run.status,
+        "reason": run.reason,
+        "step": _step(attempt),
+        "steps": int(run.spec["spec"]["train"]["steps"]),
+        "attempt": attempt.no if attempt is not None else 0,
+        "attempt_state": attempt.state if attempt is not None else None,
+        "created_s": run.created_s,
+        "ended_s": run.ended_s,
+        "init_hash": work.init_hash or None,
+        "continues": work.continues_id,
+        "metrics": result.get("metrics") or {},
+        "result_hash": result.get("checkpoint_hash") or None,
+        "missing": result.get("missing") or None,
+    }
+
+
+def _step(attempt: Attempt | None) -> int | None:
+    if attempt is None:
+        return None
+    return attempt.last_step if attempt.last_step is not None else attempt.resume_step
+
+
+def _progress(row_: LifecycleStage, plan: Stage, mine: Sequence[OfStage], last: Mapping[str, Attempt]) -> Json | None:
+    """How far the run under way is; of a stage that passed its own job's end; None before anything runs."""
+    own = [one for one in mine if one.work.role == plan.role]
+    current = own[-1] if own and row_.state in STAGE_ENDED else mine[-1] if mine else None
+    if current is None:
+        return {
+            "run": None,
+            "role": plan.role,
+            "item": None,
+            "step": None,
+            "steps": plan.job.train.steps,
+            "share": None,
+        }
+    attempt = last.get(current.run.id)
+    step, steps = _step(attempt), int(current.run.spec["spec"]["train"]["steps"])
+    done = current.run.status == "succeeded"
+    return {
+        "run": current.run.id,
+        "role": current.work.role,
+        "item": current.work.item or None,
+        "step": step,
+        "steps": steps,
+        "share": 1.0 if done else min(1.0, step / steps) if step is not None else None,
+    }
+
+
+def _budget(row_: LifecycleStage, plan: Stage, spent: Cost) -> Json:
+    limit = plan.budget.gpu_hours
+    return {"gpu_hours": limit, "used": max(0.0, spent.used - row_.gpu_h_before) if limit is not None else None}
+
+
+def _can(row_: LifecycleStage, tainted: frozenset[str]) -> list[str]:
+    """What a person may ask of the stage now."""
+    if row_.state != "held" or row_.wish is not None:
+        return []
+    found = []
+    if row_.hold in APPROVABLE and row_.candidate_hash:
+        found = ["refuse"] if row_.candidate_hash in tainted else ["approve", "refuse"]
+    return found if row_.init_hash in tainted and row_.init_hash else [*found, "retry"]
+
+
+# --- plans ---
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Json]:
+    """What differs between two plans, as paths with both values; a stage is known by its name, not by its place."""
+    old, new = views_runs.flattened(_by_name(before)), views_runs.flattened(_by_name(after))
+    paths = [*old, *(one for one in new if one not in old)]
+    return [
+        {"path": path, "before": old.get(path), "after": new.get(path)}
+        for path in paths
+        if old.get(path, _MISSING) != new.get(path, _MISSING)
+    ]
+
+
+def _by_name(plan: Mapping[str, Any]) -> Json:
+    stages = {}
+    for at, one in enumerate(plan["spec"]["stages"]):
+        prepare = {each["name"]: each["job"] for each in one.get("prepare", ())}
+        stages[one["name"]] = {"place": at + 1, **{k: v for k, v in one.items() if k != "name"}, "prepare": prepare}
+    return {"metadata": plan["metadata"], "stages": stages}
+
+
+def diff(session: Session, found: Executed, against: Executed | None) -> Json:
+    """What differs from another lifecycle, or from the last one of the name before it. API: lifecycles/{id}/diff."""
+    if against is None:
+        earlier = lifecycles.newest(session, found.state.name, before_s=found.state.created_s)
+        against = lifecycles.get(session, earlier.lifecycle_id) if earlier is not None else None
+    changes = differences(against.plan.spec, found.plan.spec) if against is not None else []
+    return {"lifecycle": found.id, "against": _named(against), "diff": changes}
+
+
+def _named(found: Executed | None) -> Json | None:
+    return {"id": found.id, "name": found.state.name, "created_s": found.state.created_s} if found is not None else None
+
+
+def check(store: Store, source: Mapping[str, Any] | str, where: Callable[[JobSpec], str]) -> Json:
+    """What a plan says and what is wrong with it, and what differs from the last of its name. No change."""
+    try:
+        plan = parse_lifecycle(source)
+        for stage in plan.spec.stages:
+            for role, item, _ in stage.works():
+                where(plan.job(stage.name, role, item))
+    except SpecError as error:
+        problems = [{"path": one.path, "message": one.message} for one in error.problems]
+        count = len(problems)
+        sentence = f"{count} thing{'s' if count != 1 else ''} to mend before this can be submitted."
+        return {"problems": problems, "sentence": sentence, "stages": [], "against": None, "diff": [], "yaml": None}
+    with store.read() as session:
+        state = lifecycles.newest(session, plan.name)
+        last = lifecycles.get(session, state.lifecycle_id) if state is not None else None
+    return {
+        "problems": [],
+        "sentence": _sentence(plan),
+        "stages": [_planned(plan, stage) for stage in plan.spec.stages],
+        "edges": _edges(plan),
+        "against": _named(last),
+        "diff": differences(last.plan.spec, plan.to_dict()) if last is not None else [],
+        "yaml": plan.to_yaml(),
+    }
+
+
+def _sentence(plan: Lifecycle) -> str:
+    gates = sum(stage.gate is not None for stage in plan.spec.stages)
+    nodes = max(job.resources.nodes for stage in plan.spec.stages for _, _, job in stage.works())
+    people = sum(stage.wants_approval for stage in plan.spec.stages)
+    stages = f"{len(plan.spec.stages)} stage{'s' if len(plan.spec.stages) != 1 else ''}"
+    whole = f"{stages} on up to {nodes} node{'s' if nodes != 1 else ''}, {gates} with a gate"
+    return f"{whole}, {people} of them waiting for a person." if people else f"{whole}."
+
+
+def _planned(plan: Lifecycle, stage: Stage) -> Json:
+    resources = stage.job.resources
+    return {
+        "name": stage.name,
+        "role": stage.role,
+        "state": "waiting",
+        "work": AT_WORK[stage.role],
+        "after": stage.after,
+        "from": stage.source or None,
+        "steps": stage.job.train.steps,
+        "nodes": resources.nodes,
+        "gpus": resources.nodes * resources.gpus_per_node,
+        "prepare": [one.name for one in stage.prepare],
+        "require": list(stage.requirements),
+        "approval": stage.wants_approval,
+        "promote": stage.promote or None,
+        "retries": stage.budget.retries,
+        "gpu_hours": stage.budget.gpu_hours,
+        "runs": [plan.job(stage.name, role, item).name for role, item, _ in stage.works()],
+    }
