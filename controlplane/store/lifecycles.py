@@ -133,6 +133,13 @@ def checkpoint(session: Session, checkpoint_hash: str) -> Checkpoint | None:
     return session.scalars(query).one_or_none()
 
 
+def checkpoints_of(session: Session, lifecycle_id: str) -> list[Checkpoint]:
+    """The checkpoints that the runs of a lifecycle saved and that have a hash."""
+    query = select(Checkpoint).join(StageRun, StageRun.run_id == Checkpoint.run_id)
+    query = query.where(StageRun.lifecycle_id == lifecycle_id, Checkpoint.hash.is_not(None))
+    return list(session.scalars(query.order_by(Checkpoint.seen_s)))
+
+
 def tainted(session: Session, hashes: Collection[str]) -> frozenset[str]:
     """Those of these hashes that must not be used."""
     query = select(Checkpoint.hash).where(Checkpoint.hash.in_(hashes), Checkpoint.state == "tainted")
