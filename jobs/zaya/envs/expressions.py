@@ -24,7 +24,7 @@ _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.FloorDiv, ast.UA
 
 def is_plain(text: str, variables: frozenset[str] = frozenset({"x"}), *, powers: bool = True) -> bool:
     """Whether the text is a harmless expression in these variables; `powers` False refuses `**` altogether."""
-    text = text.strip()
+    text = text.strip().replace("^", "**")  # as sympify reads it
     if not text or len(text) > _LONGEST or not text.isascii() or "\0" in text:
         return False
     try:

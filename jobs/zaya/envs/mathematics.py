@@ -19,6 +19,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from threading import Lock
 
 from jobs.manifest import ContractError
@@ -28,6 +29,7 @@ FAMILY = "math"
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _LONGEST = 4000
 """Of a longer answer the end counts, where the result stands."""
+_WORKER = Path(__file__).with_name("mathworker.py")
 _START_S, _ANSWER_S = 120.0, 15.0
 
 
@@ -67,7 +69,7 @@ class Verifier:
         if not _installed():
             raise ContractError("mathematics is checked with math-verify: install it (extra problems)")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.zaya.envs.mathworker"],
+            [sys.executable, "-P", str(_WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

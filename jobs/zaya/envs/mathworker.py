@@ -2,7 +2,8 @@
 
 math-verify guards itself with SIGALRM, which works in a main thread only, and nothing ends a thread that is stuck in
 sympy. So it runs here, in a main thread of its own, with limited memory, and whoever asks can kill it. A line in:
-`{"reference", "answer"}`, a line out: `{"same": bool}`, after a first line `{"ready": true}`.
+`{"reference", "answer"}`, a line out: `{"same": bool}`, after a first line `{"ready": true}`. Started by path; it
+imports nothing of ours.
 """
 
 from __future__ import annotations
