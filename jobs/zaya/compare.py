@@ -32,6 +32,8 @@ class Compared:
     plain_tokens: int
     """at least `rsa_tokens`, by less than one completion"""
     samples: int
+    answers: tuple[str, ...]
+    """of the plain samples, those that ended"""
     majority_answer: str
     rsa_answer: str
     """what most candidates of the last round say; shown, not scored"""
@@ -68,6 +70,7 @@ def _compared(problem: Problem, trace: Trace, plain: Sequence[Generated], score:
         rsa_tokens=trace.generated,
         plain_tokens=sum(map(cost, plain)),
         samples=len(plain),
+        answers=tuple(answer for answer in said if answer is not None),
         majority_answer=chosen or "",
         rsa_answer=rsa_chosen or "",
         longest_prompt=trace.longest_prompt,

@@ -34,6 +34,9 @@ from jobs.zaya.compare import Compared, compare, means
 from jobs.zaya.envs.base import Problem, constant_baseline_of
 from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluation_config import EvaluationConfig, read_config
+from jobs.zaya.judge.pairs import PREFERENCES, read_pairs
+from jobs.zaya.judge.preference import Proxy
+from jobs.zaya.judge.rubric import gold
 from jobs.zaya.policy import Policy
 from jobs.zaya.problem_sets import by_environment, drawn, of_sets, score
 from jobs.zaya.text_loss import held_out_windows, text_metrics
@@ -85,6 +88,15 @@ def table(found: Sequence[Compared]) -> list[dict[str, Any]]:
     ]
 
 
+def judged(found: Sequence[Compared], proxy: Proxy | None) -> dict[str, float]:
+    """`gold`, the rubric's mean score of the answers, and `proxy`, the preference model's; 0 where none ended."""
+    given = [(one.problem.question, answer) for one in found for answer in one.answers]
+    metrics = {"gold": fmean(gold(*pair) for pair in given) if given else 0.0}
+    if proxy is not None:
+        metrics["proxy"] = fmean(proxy.score(*pair) for pair in given) if given else 0.0
+    return metrics
+
+
 class Evaluation:
     """One attempt. `step` counts batches of problems."""
 
@@ -104,6 +116,8 @@ class Evaluation:
         self.beat.phase("eval")
         found = self._attempt(problems, config)
         metrics, details = (metrics_of(found), self._details(found, config)) if found else ({}, {})
+        if found and config.judge != "none":
+            metrics |= judged(found, self._proxy(config))
         if config.windows:
             told, text = self._text(config)
             metrics, details = metrics | told, details | {"text": text}
@@ -137,6 +151,16 @@ class Evaluation:
         metrics["code_loss"] = text_metrics(self.model, code, self._look)["loss"]
         about = {"windows": config.windows, "length": config.length, "held_out": True}
         return metrics, about
+
+    def _proxy(self, config: EvaluationConfig) -> Proxy | None:
+        """The preference model, fitted to the pairs that the stage's preparing job wrote; None if not asked for."""
+        if config.judge != "proxy":
+            return None
+        if self.environment.prepared_dir is None:
+            raise ContractError("the judge proxy is fitted to prepared pairs, and TRIMTAB_PREPARED_DIR is not set")
+        proxy = Proxy()
+        proxy.fit(read_pairs(self.environment.prepared_dir / PREFERENCES), config.seed)
+        return proxy
 
     def _details(self, found: Sequence[Compared], config: EvaluationConfig) -> dict[str, Any]:
         return {

@@ -20,7 +20,8 @@ from jobs.zaya import config as trainer
 from jobs.zaya.rsa import Aggregation
 
 Maps = Mapping[str, Mapping[str, Any]]
-KINDS = ("sft", "calibration", "filter", "pack")
+KINDS = ("sft", "preferences", "calibration", "filter", "pack")
+JUDGES = ("none", "gold", "proxy")
 CANDIDATES = ("noise", "policy")
 _PART = re.compile(r"(?P<name>[^@,\s]+)(?:@(?P<low>\d+)(?:-(?P<high>\d+))?)?")
 
@@ -53,6 +54,9 @@ class EvaluationConfig(Work):
     temperature: float = 1.0
     windows: int = 16
     """of held-out text, for the loss; 0: it is not measured"""
+    judge: str = "none"
+    """gold: the written rubric's score of the answers; proxy: the preference model's beside it, fitted to the stage's
+    preferences.jsonl"""
 
     @property
     def aggregation(self) -> Aggregation:
@@ -78,9 +82,11 @@ class PrepareConfig(Work):
     candidates: int = 2
     tail: int = 16
     samples: int = 8
-    """answers of the policy to each problem (calibration, filter)"""
+    """answers of the policy to each problem (calibration, filter, preferences)"""
     limit: int = 32
     temperature: float = 1.0
+    noise: float = 0.1
+    """the share of preferences whose label is turned round"""
     threshold: float = 0.5
     """a calibration starts an environment at its hardest difficulty that is solved so often"""
 
@@ -109,9 +115,9 @@ def _words(kind: type[Any]) -> dict[str, str]:
 
 _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
 _SAID = {"int": "a whole number", "float": "a number", "str": "text"}
-_FROM_ZERO = {"seed", "rounds", "windows", "temperature", "aggregation", "corrupted"}
-_SHARES = {"aggregation", "corrupted", "threshold"}
-_CHOICES = {"kind": KINDS, "source": CANDIDATES}
+_FROM_ZERO = {"seed", "rounds", "windows", "temperature", "aggregation", "corrupted", "noise"}
+_SHARES = {"aggregation", "corrupted", "noise", "threshold"}
+_CHOICES = {"kind": KINDS, "source": CANDIDATES, "judge": JUDGES}
 
 
 def _wrong(name: str, kind: str, value: object) -> str:
@@ -211,8 +217,12 @@ def prepare_problems(maps: Maps) -> list[tuple[str, str]]:
     found += _wrong_parts(config.environments)
     if config.kind != "pack" and not parts("" if found else config.environments) and not config.sets.strip():
         found.append(("data.environments", f"{config.kind} needs environments or sets to take problems from"))
-    if config.kind == "calibration" and config.sets.strip():
-        found.append(("data.sets", "a calibration is of environments, which have difficulties"))
+    if config.sets.strip() and (
+        config.kind == "calibration" or (config.kind, config.source) == ("preferences", "noise")
+    ):
+        found.append(("data.sets", f"{config.kind} here is of environments, which have difficulties"))
+    if config.noise >= 0.5:
+        found.append(("data.noise", "must be < 0.5: beyond it the labels say the opposite"))
     return found
 
 

@@ -4,6 +4,8 @@
 names is written into TRIMTAB_PREPARED_DIR, a file whole or not at all, equal for equal seeds and policies:
 
 - `sft`: sft.jsonl, solved problems and aggregation prompts (their candidates noise, or the policy's own);
+- `preferences`: preferences.jsonl, pairs of answers that the written rubric tells apart, some labels turned round;
+  answers in made-up manners, or the policy's own;
 - `calibration`: calibration.json, where each environment's adaptive difficulty starts, by the policy's accuracy;
 - `filter`: problems.jsonl, the problems that the policy neither always nor never solves;
 - `pack`: sft.jsonl again, its tails cut so that every example fits into `train.length` tokens.
@@ -17,6 +19,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -40,6 +43,8 @@ from jobs.zaya.envs.base import Problem, draw
 from jobs.zaya.evaluate import batches
 from jobs.zaya.evaluation_config import PrepareConfig, read_config
 from jobs.zaya.examples import FILE
+from jobs.zaya.judge.pairs import PREFERENCES, labelled, pairs
+from jobs.zaya.judge.rubric import gold
 from jobs.zaya.policy import Policy
 from jobs.zaya.prepared import (
     Answered,
@@ -93,6 +98,7 @@ class Preparation:
             raise ContractError("TRIMTAB_PREPARED_DIR names no directory to prepare into")
         kinds: dict[str, Callable[[], Made]] = {
             "sft": self._sft,
+            "preferences": self._preferences,
             "calibration": self._calibration,
             "filter": self._filter,
             "pack": self._pack,
@@ -202,6 +208,21 @@ class Preparation:
             "pass@1": _mean(found),
         }
         return "problems.jsonl", text, metrics
+
+    def _preferences(self) -> Made:
+        config = self.config
+        if config.source == "policy":
+            found = [(one.problem.question, one.answers) for one in self._answered(self._problems())]
+            made = list(labelled(found, config.seed, config.noise))
+        else:
+            count = config.problems * len(ranges(config.environments))
+            made = pairs(ranges(config.environments), count, config.seed, config.noise)
+            self._each([], lambda _part: None)
+        if not made:
+            raise ContractError("the rubric finds the policy's answers to each question equal: ask for more samples")
+        told = [gold(pair.question, pair.better) > gold(pair.question, pair.worse) for pair in made]
+        metrics = {"pairs": float(len(made)), "labels_right": fmean(told)}
+        return PREFERENCES, as_lines([asdict(pair) for pair in made]), metrics
 
     def _pack(self) -> Made:
         directory = self.environment.prepared_dir or Path()

@@ -18,8 +18,10 @@ from jobs.zaya.compare import Compared, compare, means
 from jobs.zaya.data import documentation, held_out, source_code
 from jobs.zaya.envs.base import Problem
 from jobs.zaya.envs.base import held_out as is_held_out
-from jobs.zaya.evaluate import SHOWN, attempt, batches, metrics_of, table
+from jobs.zaya.envs.registry import find
+from jobs.zaya.evaluate import SHOWN, attempt, batches, judged, metrics_of, table
 from jobs.zaya.evaluation_config import EvaluationConfig, evaluate_problems, parts, read_config
+from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
 from jobs.zaya.policy import Policy
 from jobs.zaya.problem_sets import drawn, of_sets, score, shipped
 from jobs.zaya.rsa import Aggregation
@@ -235,6 +237,21 @@ def test_a_configuration_is_read_as_it_was_judged() -> None:
     assert parts("micro/a@3, rlve/B,micro/c@1-2,") == [("micro/a", 3, 3), ("rlve/B", None, None), ("micro/c", 1, 2)]
 
 
+def test_behaviour_is_judged_by_the_rubric_and_by_the_proxy_that_the_stage_learned_from(
+    init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = drawn("micro/reverse@4", 12, 0, held=True)
+    right, wrong = (found_by(knows, False, problems) for knows in (1.0, 0.0))
+    assert judged(right, None)["gold"] > judged(wrong, None)["gold"] + 0.2
+    one = Attempts(tmp_path, init, monkeypatch)
+    one.prepared.mkdir()
+    write_pairs(one.prepared / PREFERENCES, pairs([(find("micro/reverse"), range(3, 5))], 20, 0))
+    assert one.run(attempt, {**DATA, "judge": "proxy", "windows": 0}) == Exit.DONE
+    assert {"gold", "proxy"} <= set(one.result().metrics)
+    assert one.run(attempt, {**DATA, "judge": "proxy"}, TRIMTAB_PREPARED_DIR="") == Exit.CONFIG
+    assert "fitted to prepared pairs" in one.record().error_message
+
+
 def test_batches_are_all_problems_in_order() -> None:
     problems = drawn("micro/copy@5", 7, 0, held=True)
     assert [len(part) for part in batches(problems, 3)] == [2, 2, 3]
@@ -254,4 +271,20 @@ def test_a_set_is_read_by_its_name_or_path(tmp_path: Path) -> None:
     assert of_sets(f"{tmp_path / 'own.jsonl'}, ") == problems
     with pytest.raises(ContractError, match="there is no problem set"):
         of_sets("nothing")
-    assert shipped() == sorted(shipped())
+
+
+def test_the_sets_that_ship_are_held_out_and_their_own_answers_are_right() -> None:
+    assert shipped() == ["code", "math", "micro"]
+    micro = of_sets("micro")
+    assert all(map(is_held_out, micro)) and len({one.question for one in micro}) == len(micro)
+    for problem in of_sets("micro, math"):
+        assert (score(problem, problem.answer), score(problem, "no")) == (1, 0), problem
+
+
+def test_mathematics_is_checked_by_value_and_code_by_running_it_in_the_sandbox() -> None:
+    mathematics = {problem.question: problem for problem in of_sets("math")}
+    assert score(mathematics["1/2+1/3"], "10/12") == 1
+    assert score(mathematics["0.125 as a fraction"], "$\\frac{2}{16}$") == 1
+    code = of_sets("code")
+    assert [score(problem, problem.answer) for problem in code] == [1] * len(code)
+    assert score(code[0], "def f(x): return x+2") == score(code[0], "import os; os._exit(0)") == 0

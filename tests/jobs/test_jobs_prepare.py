@@ -18,6 +18,7 @@ from jobs.zaya.candidates import noisy, spoilt
 from jobs.zaya.envs.base import Problem, held_out, read_problems
 from jobs.zaya.evaluation_config import PrepareConfig, prepare_problems
 from jobs.zaya.examples import Examples, tokens_of
+from jobs.zaya.judge.pairs import PREFERENCES, read_pairs
 from jobs.zaya.prepare import attempt, write_whole
 from jobs.zaya.prepared import (
     Answered,
@@ -204,6 +205,19 @@ def test_a_policy_is_calibrated_and_problems_are_filtered_by_it(
     assert not (one.prepared / "problems.jsonl").exists()
 
 
+def test_preferences_are_pairs_that_the_rubric_tells_apart(
+    init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Attempts(tmp_path, init, monkeypatch)
+    data = {"kind": "preferences", "environments": "micro/copy@3-4, micro/sort@3-4", "problems": 30, "noise": 0.2}
+    assert one.run(attempt, data, {"steps": 3}, TRIMTAB_INIT_FROM="", TRIMTAB_INIT_HASH="") == Exit.DONE
+    assert len(read_pairs(one.prepared / PREFERENCES)) == one.result().metrics["pairs"] == 60
+    assert 0.6 < one.result().metrics["labels_right"] < 0.95
+    own = {**data, "source": "policy", "samples": 8, "limit": 8, "problems": 4, "noise": 0.0}
+    assert one.run(attempt, own) == Exit.DONE
+    assert one.result().metrics["labels_right"] == 1
+
+
 def test_a_filters_problems_can_be_read_again(tmp_path: Path) -> None:
     write_whole(tmp_path / "set.jsonl", "".join(problem.to_json() + "\n" for problem in PROBLEMS[:3]))
     assert list(read_problems(tmp_path / "set.jsonl")) == PROBLEMS[:3]
@@ -231,6 +245,7 @@ def test_what_a_kind_needs_and_is_not_there_is_named(
         ({}, "data.environments", "sft needs environments or sets"),
         ({"kind": "calibration", "sets": "x", "environments": "micro/sort"}, "data.sets", "which have difficulties"),
         ({"environments": "micro/sort", "corrupted": 2}, "data.corrupted", "must be a share"),
+        ({"kind": "preferences", "environments": "micro/sort", "noise": 0.5}, "data.noise", "the opposite"),
         ({"environments": "!!@"}, "data.environments", "is not an environment's name"),
     ],
 )
