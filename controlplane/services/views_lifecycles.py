@@ -224,7 +224,7 @@ def _run(one: OfStage, attempt: Attempt | None) -> Json:
         "continues": work.continues_id,
         "metrics": result.get("metrics") or {},
         "result_hash": result.get("checkpoint_hash") or None,
-        "missing": result.get("missing") or None,
+        "missing": (result.get("missing") or None) if work.role in ("evaluate", "release") else None,
     }
 
 
