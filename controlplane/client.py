@@ -136,6 +136,23 @@ class Client:
         found: Json = self.get(f"runs/{run_id}/why")
         return found
 
+    def submit_lifecycle(self, plan: Mapping[str, Any] | str, *, key: str = "") -> Json:
+        """Submits a lifecycle, as a mapping or YAML text; returns it whole."""
+        made: Json = self.post("lifecycles", {"yaml": plan} if isinstance(plan, str) else {"spec": dict(plan)}, key=key)
+        return made
+
+    def validate_lifecycle(self, plan: Mapping[str, Any] | str) -> Json:
+        """What is wrong with a lifecycle, what it would do, what differs from the last of its name."""
+        found: Json = self.post(
+            "lifecycles/validate", {"yaml": plan} if isinstance(plan, str) else {"spec": dict(plan)}
+        )
+        return found
+
+    def lifecycle(self, named: str) -> Json:
+        """One lifecycle, whole."""
+        found: Json = self.get(f"lifecycles/{named}")
+        return found
+
     def nodes(self) -> list[Json]:
         """Every node."""
         found: list[Json] = self.get("nodes")["nodes"]

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from controlplane.cli import cluster, experts, fleet, jobs, people, simulate
+from controlplane.cli import cluster, experts, fleet, jobs, lifecycles, people, simulate
 from controlplane.cli.output import EXIT, Exit, hint
 from controlplane.client import ApiError, Unreachable
 from controlplane.settings import HELP, Settings, SettingsError, load
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.add_typer(jobs.app, name="job")
+app.add_typer(lifecycles.app, name="lifecycle")
 app.add_typer(fleet.nodes, name="node")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(experts.app, name="experts")

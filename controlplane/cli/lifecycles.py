@@ -1,0 +1,286 @@
+"""`trimtab lifecycle …`: submit, look, decide on gates, promote, clone, compare."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from controlplane.cli.output import EXIT, Column, Exit, Form, Output, connect, hint, link, one, show
+from controlplane.client import Client
+
+app = typer.Typer(no_args_is_help=True, help="Lifecycles: stages with gates, from pretraining to release.")
+Json = dict[str, Any]
+Named = Annotated[str, typer.Argument(help="the lifecycle's id or name")]
+StageName = Annotated[str, typer.Argument(help="the stage's name")]
+File = Annotated[str, typer.Argument(help="a YAML file, - for standard input, or a template's name")]
+Hash = Annotated[str, typer.Option("--hash", help="the checkpoint that is meant, eight digits of its hash at least")]
+SHORT = 12
+_ENDS = {"succeeded": EXIT.OK, "failed": EXIT.FAILED, "cancelled": EXIT.CANCELLED}
+
+_COLUMNS: list[Column] = [
+    ("lifecycle", lambda row: row["id"]),
+    ("name", lambda row: row["name"]),
+    ("status", lambda row: row["status"]),
+    ("stage", lambda row: row["stage"]),
+    ("passed", lambda row: f"{row['passed']}/{len(row['stages'])}"),
+    ("waits for", lambda row: "a person" if row["waits_for_person"] else None),
+]
+_WIDE: list[Column] = [("by", lambda row: row["created_by"]), ("reason", lambda row: row["reason"])]
+
+
+def _text(client: Client, named: str) -> str:
+    """The YAML of a file, of standard input or of a template; Exit with a sentence when it is none of them."""
+    try:
+        if named == "-":
+            return sys.stdin.buffer.read().decode()
+        path = Path(named)
+        if path.exists():
+            return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        hint(f"{'standard input' if named == '-' else named} is no text: a lifecycle is YAML in UTF-8")
+        raise Exit(EXIT.USAGE) from error
+    except OSError as error:
+        hint(f"{named} cannot be read: {error.strerror}")
+        raise Exit(EXIT.USAGE) from error
+    known = [one["name"] for one in client.get("lifecycle-templates")["templates"]]
+    if named not in known:
+        hint(f"There is no file {named}, and no template of this name; there are {', '.join(known) or 'none'}.")
+        raise Exit(EXIT.USAGE)
+    return str(client.get(f"lifecycle-templates/{named}")["yaml"])
+
+
+@app.command()
+def submit(
+    file: File,
+    output: Output = Form.table,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would happen")] = False,
+) -> None:
+    """Submit a lifecycle; prints its id. With `--dry-run` exit code 1 if it would be refused."""
+    client = connect()
+    text = _text(client, file)
+    if dry_run:
+        found = client.validate_lifecycle(text)
+        one(found, output, _planned, name="sentence")
+        raise Exit(EXIT.ERROR if found["problems"] else EXIT.OK)
+    made = client.submit_lifecycle(text, key=secrets.token_hex(16))
+    one(made, output, lambda row: str(row["id"]), name="id")
+    link(client, f"lifecycle?lifecycle={made['id']}")
+
+
+def _planned(found: Json) -> str:
+    lines = [f"error  {one['path']}: {one['message']}" for one in found["problems"]]
+    for stage in found["stages"]:
+        needs = "; ".join([*stage["require"], *(["a person approves"] if stage["approval"] else [])])
+        source = f", from {stage['from']}" if stage["from"] else ""
+        gate = f", passes if {needs}" if needs else ""
+        lines.append(f"ok     {stage['name']}: {stage['steps']} steps on {stage['gpus']} GPUs{source}{gate}")
+    lines += _differences(found["against"], found["diff"])
+    return "\n".join([*lines, found["sentence"]])
+
+
+def _differences(against: Json | None, changes: list[Json]) -> list[str]:
+    if against is None:
+        return []
+    head = f"{len(changes)} differences from {against['id']}" if changes else f"the same as {against['id']}"
+    return [head, *(f"  {row['path']}: {row['before']} → {row['after']}" for row in changes)]
+
+
+@app.command("ls")
+def ls(
+    status: Annotated[str | None, typer.Option(help="only these, comma separated")] = None, output: Output = Form.table
+) -> None:
+    """List lifecycles, newest first."""
+    show(connect().get("lifecycles", status=status)["lifecycles"], _COLUMNS, output, name="id", wide=_WIDE)
+
+
+@app.command("show")
+def show_one(lifecycle: Named, output: Output = Form.table) -> None:
+    """One lifecycle, whole: its stages with gates, progress and cost."""
+    one(connect().lifecycle(lifecycle), output, _whole, name="id")
+
+
+def _whole(found: Json) -> str:
+    head = f"{found['id']}  {found['name']}  {found['status']}  {found['reason']}".rstrip()
+    lines = [head]
+    for stage in found["stages"]:
+        lines += _stage(stage)
+    for alias in found["aliases"]:
+        lines.append(f"  alias {alias['alias']} → {alias['checkpoint_hash'][:SHORT]}")
+    cost = found["cost"]
+    spent = f"{cost['productive_gpu_h']:.2f} productive, {cost['lost_gpu_h']:.2f} lost"
+    lines.append(f"  GPU-hours: {spent}, {cost['queued_gpu_h']:.2f} queued")
+    return "\n".join(lines)
+
+
+def _stage(stage: Json) -> list[str]:
+    progress, candidate = stage["progress"], stage["candidate"]
+    step = f"  step {progress['step']}/{progress['steps']}" if progress["step"] is not None else ""
+    kept = f"  {candidate['hash'][:SHORT]}" if candidate else ""
+    state = f"{stage['state']} ({stage['hold']})" if stage["hold"] else stage["state"]
+    lines = [f"  {stage['name']:16}  {state}{step}{kept}"]
+    if stage["state"] == "held":
+        lines.append(f"    {stage['reason']}")
+    for asked in (stage["gate"] or {}).get("requirements", ()):
+        mark = {True: "●", False: "×", None: "·"}[asked["ok"]]
+        lines.append(f"    {mark} {asked['sentence'] or asked['requirement']}")
+    return lines
+
+
+@app.command()
+def approve(
+    lifecycle: Named,
+    stage: StageName,
+    hash: Hash,
+    reason: Annotated[str, typer.Option(help="why; needed against a gate that refused")] = "",
+) -> None:
+    """Let a held stage pass with the checkpoint of this hash."""
+    _on_stage(lifecycle, stage, "approve", {"hash": hash, "reason": reason})
+
+
+@app.command()
+def refuse(
+    lifecycle: Named, stage: StageName, hash: Hash, reason: Annotated[str, typer.Option(help="why")] = ""
+) -> None:
+    """Give up a held stage: it fails, and what waits for it is cancelled."""
+    _on_stage(lifecycle, stage, "refuse", {"hash": hash, "reason": reason})
+
+
+@app.command()
+def retry(
+    lifecycle: Named,
+    stage: StageName,
+    fresh: Annotated[bool, typer.Option("--fresh", help="train from the stage's source, with another seed")] = False,
+    evaluation: Annotated[bool, typer.Option("--evaluation", help="only evaluate again")] = False,
+) -> None:
+    """Have a held stage tried again: what failed, from where it came to."""
+    _on_stage(lifecycle, stage, "retry", {"fresh": fresh, "evaluation": evaluation})
+
+
+def _on_stage(lifecycle: str, stage: str, verb: str, body: Json) -> None:
+    client = connect()
+    client.post(f"lifecycles/{lifecycle}/stages/{stage}/{verb}", body, key=secrets.token_hex(16))
+    hint(f"{stage} of {lifecycle}: {verb} was asked for; the controller brings it about.")
+    link(client, f"lifecycle?lifecycle={lifecycle}&stage={stage}")
+
+
+@app.command()
+def promote(
+    lifecycle: Named,
+    alias: Annotated[str, typer.Argument(help="the alias")],
+    hash: Annotated[str, typer.Argument(help="the checkpoint's hash, eight digits of it at least")],
+) -> None:
+    """Point an alias at a verified checkpoint of a lifecycle."""
+    client = connect()
+    told = client.post(f"lifecycles/{lifecycle}/promote", {"alias": alias, "hash": hash}, key=secrets.token_hex(16))
+    before = f", before at {told['before'][:SHORT]}" if told["before"] else ""
+    hint(f"{told['alias']} of {told['owner']} points at {told['checkpoint_hash'][:SHORT]}{before}.")
+    link(client, f"lifecycle?lifecycle={lifecycle}&show=Lineage")
+
+
+@app.command()
+def lineage(lifecycle: Named, output: Output = Form.table) -> None:
+    """Where the checkpoints of a lifecycle come from, tainted branches included."""
+    one(connect().get(f"lifecycles/{lifecycle}/lineage"), output, _lineage, name="lifecycle")
+
+
+def _lineage(found: Json) -> str:
+    lines = []
+    for stage in found["stages"]:
+        own, parent = stage["checkpoint_hash"][:SHORT] or "–", stage["parent_hash"][:SHORT] or "nothing"
+        spoilt = "  tainted" if stage["tainted"] or stage["parent_tainted"] else ""
+        step = f" step {stage['step']}" if stage["step"] is not None else ""
+        inherited = "  inherited" if stage["inherited"] else ""
+        lines.append(f"{stage['stage']:16}  {own}{step}  from {parent}  {stage['state']}{inherited}{spoilt}")
+        told = ", ".join(f"{name} {value:.4g}" for name, value in stage["metrics"].items())
+        lines += [f"  {told}"] if told else []
+    tainted = [node for node in found["nodes"] if node["tainted"]]
+    lines += [
+        f"tainted: {node['hash'][:SHORT]} of {node['run']}, step {node['step']}: {node['reason']}" for node in tainted
+    ]
+    lines += [f"alias {one['alias']} → {one['checkpoint_hash'][:SHORT]}" for one in found["aliases"]]
+    return "\n".join(lines)
+
+
+def _ask(lifecycle: str, verb: str) -> None:
+    client = connect()
+    client.post(f"lifecycles/{lifecycle}/{verb}", key=secrets.token_hex(16))
+    hint(f"{lifecycle}: {verb} was asked for; the controller brings it about.")
+    link(client, f"lifecycle?lifecycle={lifecycle}")
+
+
+@app.command()
+def pause(lifecycle: Named) -> None:
+    """Save and stop what runs and begin nothing; `resume` goes on."""
+    _ask(lifecycle, "pause")
+
+
+@app.command()
+def resume(lifecycle: Named) -> None:
+    """Go on with a paused lifecycle."""
+    _ask(lifecycle, "resume")
+
+
+@app.command()
+def cancel(lifecycle: Named) -> None:
+    """Save, stop and end a lifecycle for good."""
+    _ask(lifecycle, "cancel")
+
+
+@app.command()
+def clone(
+    lifecycle: Named,
+    begin: Annotated[str, typer.Option("--from", help="the stage with which the new one begins")],
+    file: Annotated[str | None, typer.Option("--file", help="a changed plan, as YAML")] = None,
+    output: Output = Form.table,
+) -> None:
+    """A new lifecycle that begins with a stage of another; the checkpoints before it are inherited. Prints its id."""
+    client = connect()
+    body: Json = {"begin": begin, **({"yaml": _text(client, file)} if file is not None else {})}
+    made = client.post(f"lifecycles/{lifecycle}/clone", body, key=secrets.token_hex(16))
+    one(made, output, lambda row: str(row["id"]), name="id")
+    link(client, f"lifecycle?lifecycle={made['id']}")
+
+
+@app.command()
+def diff(
+    lifecycle: Annotated[str, typer.Argument(help="an id or name; or a YAML file, against the last of its name")],
+    against: Annotated[str | None, typer.Option(help="another lifecycle (the last of the name before it)")] = None,
+    output: Output = Form.table,
+) -> None:
+    """What differs between two lifecycles, a path a line."""
+    client = connect()
+    if lifecycle == "-" or Path(lifecycle).is_file():
+        found = client.validate_lifecycle(_text(client, lifecycle))
+        if found["problems"]:
+            one(found, output, _planned, name="sentence")
+            raise Exit(EXIT.ERROR)
+    else:
+        found = client.get(f"lifecycles/{lifecycle}/diff", against=against)
+    if found["against"] is None:
+        hint("There is no earlier lifecycle of this name.")
+    one(found, output, lambda row: "\n".join(_differences(row["against"], row["diff"])), name="against")
+
+
+@app.command()
+def wait(lifecycle: Named, timeout: Annotated[float, typer.Option(help="seconds")] = 3600) -> None:
+    """Wait for the end, or for a stage that waits for a person (exit code 101)."""
+    client, begun = connect(), time.monotonic()
+    while True:
+        found = client.lifecycle(lifecycle)
+        code = _ENDS.get(found["status"])
+        halted = found["waits_for_person"] or found["status"] == "paused"
+        code = EXIT.UNFINISHED if code is None and halted else code
+        if code is not None:
+            print(found["status"])
+            if code is EXIT.UNFINISHED:
+                hint(f"{lifecycle} waits for a person: {found['reason'] or 'it was paused'}")
+            raise Exit(code)
+        if time.monotonic() > begun + timeout:
+            hint(f"{lifecycle} is {found['status']}, stage {found['stage']}, after {timeout:.0f} s")
+            raise Exit(EXIT.TIMEOUT)
+        time.sleep(1.0)
