@@ -34,12 +34,14 @@ __all__ = ["Learner", "NumericsError", "Stepped"]
 @dataclass(frozen=True)
 class Stepped:
     """One optimizer step: mean loss over ranks in nats a learned byte, gradient norm before clipping, bytes over all
-    ranks. `skipped` is why it moved nothing, and then the learning rate is 0; "" if it did."""
+    ranks. `max_vio` is the mean over layers of max/mean − 1 of the experts' loads. `skipped` is why the step moved
+    nothing, and then the learning rate is 0 and `max_vio` NaN; "" if it did."""
 
     loss: float
     grad_norm: float
     tokens: int
     learning_rate: float
+    max_vio: float
     skipped: str = ""
 
 
@@ -134,13 +136,12 @@ class Learner:
         tokens = rows[:, 1:].numel() * self.world
         skipped = self._judge(mean_loss, norm, index)
         if skipped:
-            return Stepped(mean_loss, norm, tokens, 0.0, skipped)
+            return Stepped(mean_loss, norm, tokens, 0.0, math.nan, skipped)
         if norm > self.config.clip:
             self.optimizer.scale(self.config.clip / norm)
         rate = learning_rate(number, self.config.schedule, self.config.warmup)
         self.optimizer.step(rate)
-        self._balance(number)
-        return Stepped(mean_loss, norm, tokens, rate)
+        return Stepped(mean_loss, norm, tokens, rate, self._balance(number))
 
     def _loss(self, rows: Tensor) -> Tensor:
         """This rank's loss; its mean over ranks is the mean over all learned bytes of the step."""
@@ -164,9 +165,12 @@ class Learner:
             self.guard.forget()
         return self.guard.judge(loss, norm, index)
 
-    def _balance(self, number: int) -> None:
+    def _balance(self, number: int) -> float:
+        """Moves the biases along the global batch's loads; returns their MaxVio."""
         counts = self.counts()
         if self.world > 1:
             dist.all_reduce(counts)
         if not self.config.balancing_until or number <= self.config.balancing_until:
             self.balancer.step(counts)
+        experts = counts[:, :-1].float()
+        return float((experts.amax(dim=1) / experts.mean(dim=1).clamp_min(1e-9) - 1).mean())

@@ -23,13 +23,18 @@ from jobs.contract import (
     Environment,
     Exit,
     HeartbeatWriter,
+    Result,
     StopFlag,
+    checkpoint_hash,
     data_index,
     save_deadline_s,
+    step_directory,
+    write_result,
 )
 from jobs.zaya import checkpoint
 from jobs.zaya.attempt import TooLateError, carry_out
 from jobs.zaya.config import ModelConfig, TrainConfig, read_config
+from jobs.zaya.figures import Figures
 from jobs.zaya.learner import Learner, NumericsError
 from jobs.zaya.saving import Saver
 
@@ -60,6 +65,7 @@ class Job:
         self.step = 0
         self.stepped_at = time.time()
         self.saver = Saver(environment, rank, world)
+        self.figures = Figures()
 
     def restore(self, model_config: ModelConfig) -> None:
         """Builds the learner and loads exactly what the controller names, or the weights of the stage before."""
@@ -76,6 +82,7 @@ class Job:
             if checkpoint.bias_checksum(self.learner.balancer.biases) != manifest.bias_checksum:
                 raise ContractError(f"the checkpoint {resume} holds other balancing biases than its manifest says")
             self.step = manifest.step
+            self.figures.load(manifest.extra["figures"])
         elif init is not None:
             _, state = checkpoint.load(init, self.environment.init_hash, self.learner.state())
             self.learner.load_weights(state)
@@ -96,7 +103,11 @@ class Job:
             bias_checksum=checkpoint.bias_checksum(self.learner.balancer.biases),
             state_at_s=self.stepped_at,
             parallel={"data": self.world, "shards": shards},
-            extra={"text": self.learner.rows.sha256, "model": asdict(self.learner.model.model.config)},
+            extra={
+                "text": self.learner.rows.sha256,
+                "model": asdict(self.learner.model.model.config),
+                "figures": self.figures.state(),
+            },
         )
         self.saver.begin(self.learner.state(), facts)
         self.beat.phase("train")
@@ -119,12 +130,22 @@ class Job:
             code = self._train(probe.step)
             self.beat.phase("checkpoint")
             self.saver.finish()
+            if code == Exit.DONE and self.rank == 0:
+                self._leave_result()
             if self.world > 1:
                 dist.barrier()  # a rank that ends with 75 before rank 0 has written would have it stopped
             return code
         finally:
             probe.close()
             self.saver.close()
+
+    def _leave_result(self) -> None:
+        """The training's figures, and the checkpoint that they lead to."""
+        directory = self.environment.checkpoint_dir
+        saved = step_directory(directory, self.step)
+        if not saved.is_dir() and self.environment.resume_from is not None:
+            saved = self.environment.resume_from  # it was the last step's already: nothing was left to train
+        write_result(directory, Result(self.figures.metrics(), checkpoint_hash(saved)))
 
     def _train(self, tell: Callable[..., None]) -> Exit:
         while self.step < self.config.steps:
@@ -155,6 +176,7 @@ class Job:
             learning_rate=done.learning_rate,
             data_position=index,
         )
+        self.figures.told({"loss": done.loss, "max_vio": done.max_vio}, bool(done.skipped))
         self.learner.reset_counts()
         self.beat.step(number)
         if self.rank == 0 and done.skipped:

@@ -123,6 +123,20 @@ def test_a_resumed_run_is_equal_to_the_last_bit(run: Run) -> None:
     assert [r.loss for r in run.ring(2)] == [r.loss for r in run.ring(1)][3:]
 
 
+def test_what_a_training_leaves_for_people_is_of_the_whole_training(run: Run) -> None:
+    run.attempt(1)
+    result = contract.read_result(run.saved(1, 6).parent)
+    losses = [record.loss for record in run.ring()]
+    assert result.metrics["loss"] == result.metrics["first_loss"] == pytest.approx(sum(losses) / 6, abs=1e-6)
+    assert 0 <= result.metrics["max_vio"] < 4
+    assert result.metrics["skipped_steps"] == 0
+    assert result.checkpoint_hash == contract.checkpoint_hash(run.saved(1, 6))
+    run.attempt(2, TRIMTAB_RESUME_FROM=str(run.saved(1, 3)))
+    assert contract.read_result(run.saved(2, 6).parent).metrics == result.metrics
+    assert run.attempt(3, TRIMTAB_RESUME_FROM=str(run.saved(1, 6))) == Exit.DONE
+    assert contract.read_result(run.saved(3, 6).parent) == result
+
+
 def _cut_in_half(directory: Path) -> None:
     os.truncate(directory / "state.pt", (directory / "state.pt").stat().st_size // 2)
 
