@@ -11,7 +11,16 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlplane import metrics
-from controlplane.api import described, problems, routes_experts, routes_fleet, routes_people, routes_runs
+from controlplane.api import (
+    described,
+    problems,
+    routes_experts,
+    routes_fleet,
+    routes_kubeflow,
+    routes_lifecycles,
+    routes_people,
+    routes_runs,
+)
 from controlplane.api.access import Viewer
 from controlplane.api.context import Context, RoundsSeen
 from controlplane.ids import uuid7
@@ -23,7 +32,7 @@ PREFIX = "/api/v1"
 OPEN = frozenset({"/healthz", "/readyz", "/metrics", "/api/v1/session/open"})
 """What a caller without a token may reach; a test compares this with the built application."""
 STALE_LOOP_S = 60.0
-MODULES = (routes_runs, routes_experts, routes_fleet, routes_people)
+MODULES = (routes_runs, routes_lifecycles, routes_kubeflow, routes_experts, routes_fleet, routes_people)
 
 
 def routed() -> FastAPI:
