@@ -73,6 +73,9 @@ def classify(status: int, records: list[ExitRecord], begun: frozenset[int], stop
     `status` is the command's exit code, negative for a signal; `records` stand earliest first; `begun` are the ranks
     that wrote a heartbeat; `stopped_by` is the stop signal that was passed on, if one was.
     """
+    if status == 0 and stopped_by and not records:
+        # Megatron and transformers save and return 0 when they are told to stop: that is no end of their work
+        return Termination(Exit.SAVED, "saved", "", "it was told to stop and returned 0", None)
     if status == 0:
         return Termination(Exit.DONE, "done", "", "", None)
     failed = [record for record in records if record.code not in (Exit.DONE, Exit.SAVED)]
@@ -124,6 +127,24 @@ def _descends(pid: int, ancestor: int) -> bool:
     return pid == ancestor
 
 
+def _elastic_ranks(ancestor: int) -> list[int]:
+    """The ranks that a torchrun below a process started: by its variables, without what those ranks started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        pid = int(path.name)
+        if _is_elastic(pid) and not _is_elastic(_parent(pid)) and _descends(pid, ancestor):
+            found.append(pid)
+    return found
+
+
+def _is_elastic(pid: int) -> bool:
+    try:
+        names = {line.partition(b"=")[0] for line in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")}
+    except OSError:
+        return False
+    return {b"RANK", b"TORCHELASTIC_RUN_ID"} <= names
+
+
 class Command:
     """The job's command and the ranks under it."""
 
@@ -146,8 +167,9 @@ class Command:
         return found
 
     def pass_on(self, number: int, _frame: FrameType | None = None) -> None:
-        """Gives a signal to the ranks. A stop goes to the command when no rank is known yet; torchrun given one kills
-        its ranks after 30 s, and SIGUSR1 would kill a command that does not know it."""
+        """Gives a signal to the ranks: those that wrote a heartbeat, else those that torchrun started; torchrun itself,
+        given a stop, kills its ranks after 30 s. A stop goes to the command when no rank is known, and SIGUSR1, which
+        would kill a command that does not know it, to nobody then."""
         if number != signal.SIGUSR1:
             if self.stopped_by is None:
                 self._give_deadline()
@@ -156,7 +178,9 @@ class Command:
             return
         me = os.getpid()
         ranks = [pid for pid in self.ranks().values() if _descends(pid, me)]
-        for pid in ranks or ([self.pid] if number != signal.SIGUSR1 else []):
+        if not ranks and number != signal.SIGUSR1:  # a trainer without heartbeats
+            ranks = _elastic_ranks(me) or [self.pid]
+        for pid in ranks:
             try:
                 os.kill(pid, number)
             except ProcessLookupError:

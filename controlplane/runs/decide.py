@@ -342,10 +342,13 @@ def _phase(view: View, look: Look) -> str:
 def _astray(view: View, attempt: AttemptView) -> Move | None:
     """Whoever has a checkpoint to go on from begins with the step after it, whether or not a decision waits for it.
 
-    A silent restart from scratch would overwrite what was learned: it is stopped.
+    A silent restart from scratch would overwrite what was learned: it is stopped. Of a job that does not tell each of
+    its steps (below level 2) the first that is heard may come later, but none that the checkpoint holds already.
     """
     first = min((beat.first_step for beat in view.beats if beat.first_step is not None), default=None)
-    if not view.counts_steps or attempt.resume_step is None or first in (None, attempt.resume_step + 1):
+    if attempt.resume_step is None or first is None or first == attempt.resume_step + 1:
+        return None
+    if not view.counts_steps and (view.role not in ("", "train") or first > attempt.resume_step):
         return None
     sentence = f"Attempt {attempt.no} began with step {first}; it had to begin with {attempt.resume_step + 1}."
     return Conclude(False, sentence, first, stop=True)

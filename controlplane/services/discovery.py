@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from controlplane.runs.checkpoints import refuses
+from controlplane.services.foreign import Foreign, layout_of
 from controlplane.store import runs, watch
 from controlplane.store.engine import Store
 from jobs.contract import (
@@ -72,6 +73,7 @@ class Discovery:
         self._store, self._verifier = store, verifier or Verifier()
         self._scanned: dict[str, float] = {}
         self._verifying: set[str] = set()
+        self._foreign = Foreign()
 
     def forget(self, run_id: str) -> None:
         """The next look is at once, and what could not be read is read again."""
@@ -94,6 +96,13 @@ class Discovery:
         epochs = {attempt.no: attempt.epoch for attempt in attempts}
         offsets = {attempt.no: clocks.get(attempt.nodes[0], 0.0) for attempt in attempts if attempt.nodes}
         settled = _SETTLED if again else (*_SETTLED, "complete")
+        layout = layout_of(attempts)
+        if layout is not None:
+            self._verifying.discard(run_id)
+            look = self._foreign.look(layout, folder, epochs, offsets, known, now, again=again)
+            if look.waits:
+                self._verifying.add(run_id)
+            return look.rows
         try:
             directories = list_checkpoints(folder)
         except OSError as error:

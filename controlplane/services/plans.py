@@ -7,12 +7,15 @@ what is shown before a submission is what is sent after it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from controlplane.backends.base import AttemptPlan
 from controlplane.store.tables import Attempt, Run
+from jobs import commands
+from jobs.layouts.registry import LAYOUTS
 from jobs.spec import JobSpec
 
 NOBODY = "dryrun"
@@ -25,6 +28,8 @@ class Places:
 
     runs: Path
     ingest_url: str
+    ca_file: str = ""
+    """what trainers on this machine check the server's certificate by"""
 
     def run(self, run_id: str) -> Path:
         """The folder of a run."""
@@ -77,7 +82,9 @@ def plan_of(places: Places, run: Run, attempt: Attempt) -> AttemptPlan:
         "TRIMTAB_TRAIN_JSON": json.dumps(train),
         "TRIMTAB_ROUTER_JSON": json.dumps(spec.get("router", {})),
         "TRIMTAB_DATA_JSON": json.dumps(spec.get("data", {})),
+        **_kubeflow(places, run, attempt),
     }
+    command, theirs = _worded(spec, environment)
     return AttemptPlan(
         name=attempt.name,
         run_uid=run.uid,
@@ -85,14 +92,47 @@ def plan_of(places: Places, run: Run, attempt: Attempt) -> AttemptPlan:
         spec_hash=attempt.spec_hash,
         nodes=tuple(attempt.nodes),
         ranks_per_node=int(spec["resources"]["ranksPerNode"]),
-        command=tuple(spec["command"]),
-        environment=environment,
+        command=command,
+        environment={**theirs, **environment},
         node_count=int(spec["resources"]["nodes"]),
         gpus_per_node=int(spec["resources"]["gpusPerNode"]),
         grace_s=float(spec["faults"]["graceSeconds"]),
         excluded=tuple(attempt.excluded_nodes),
         placing={name: str(value) for name, value in (spec.get("kubernetes") or {}).items() if value},
     )
+
+
+def _kubeflow(places: Places, run: Run, attempt: Attempt) -> dict[str, str]:
+    """Where a trainer that knows Kubeflow Trainer's protocol reports, without a change to its code."""
+    url = f"{places.ingest_url.rstrip('/')}/api/v1/runs/{run.id}/kubeflow/status"
+    authority = {"KUBEFLOW_TRAINER_SERVER_CA_CERT": places.ca_file} if places.ca_file else {}
+    token = {"KUBEFLOW_TRAINER_SERVER_TOKEN": str(places.token(run.id, attempt.no))}
+    return {"KUBEFLOW_TRAINER_SERVER_URL": url, **token, **authority}
+
+
+def _worded(spec: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The command, and the variables of a trainer that is not ours; with a layout their places are filled in."""
+    trainer, command = spec.get("trainer") or {}, tuple(spec["command"])
+    theirs = dict(trainer.get("environment") or {})
+    layout = LAYOUTS.get(trainer.get("layout") or "")
+    if layout is None:
+        return command, theirs
+    resources, resume = spec["resources"], environment["TRIMTAB_RESUME_FROM"]
+    values = {
+        "checkpoint_dir": environment["TRIMTAB_CHECKPOINT_DIR"],
+        "run_dir": environment["TRIMTAB_RUN_DIR"],
+        "resume_from": resume,
+        "steps": str(spec["train"]["steps"]),
+        "checkpoint_every": str(spec["train"].get("checkpointEvery", "")),
+        "seed": environment["TRIMTAB_SEED"],
+        "nodes": str(resources["nodes"]),
+        "gpus_per_node": str(resources["gpusPerNode"]),
+        "ranks_per_node": str(resources["ranksPerNode"]),
+        "attempt": environment["TRIMTAB_ATTEMPT"],
+    }
+    words = layout.resume(Path(resume)) if resume else ()
+    filled = {name: commands.filled(text, values) for name, text in theirs.items()}
+    return commands.words(command, values, words), filled
 
 
 def first_plan(places: Places, spec: JobSpec, barred: Sequence[str] = ()) -> AttemptPlan:

@@ -13,9 +13,9 @@ import numpy as np
 from controlplane.runs.goodput import Span, Spent, ledger
 from controlplane.runs.states import ENDED
 from controlplane.services import advising, views_incidents
-from controlplane.store import incidents, nodes, runs, steps
+from controlplane.store import heartbeats, incidents, nodes, runs, steps
 from controlplane.store.engine import Session
-from controlplane.store.steps import StepRecords
+from controlplane.store.steps import UNKNOWN, StepRecords
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Run
 from jobs.lifecycle import parse_lifecycle
 from jobs.spec import load_template, parse_job, templates
@@ -84,13 +84,14 @@ def _recent(session: Session, run: Run, attempt: Attempt | None) -> Json:
     if not read:
         return empty
     series = per_step(read[0])
-    seconds = np.diff(series["at_s"]) if len(series["at_s"]) > 1 else np.array(series["step_seconds"])
+    gaps = np.diff(series["step"])  # a trainer that is not ours may tell of each tenth step alone
+    seconds = np.diff(series["at_s"]) / gaps if len(gaps) else np.array(series["step_seconds"])
     typical = float(np.median(seconds)) if len(seconds) else None
     tokens = float(series["tokens"][-1])
     return {
         "step": int(series["step"][-1]),
         "loss": finite(series["loss"][-1]),
-        "tokens_per_s": tokens / typical if typical else None,
+        "tokens_per_s": tokens / typical if typical and tokens else None,
         "seconds": typical,
         "spread": float(np.std(seconds)) if len(seconds) > 1 else None,
         "at_s": float(series["at_s"][-1]),
@@ -121,8 +122,8 @@ def per_step(records: StepRecords) -> dict[str, Any]:
 
 
 def finite(value: float) -> float | None:
-    """A number for JSON; None for what is none."""
-    return float(value) if np.isfinite(value) else None
+    """A number for JSON; None for what is none or was never told."""
+    return float(value) if np.isfinite(value) and value != UNKNOWN else None
 
 
 def step_series(session: Session, run_id: str, *, points: int = 800) -> Json:
@@ -131,9 +132,10 @@ def step_series(session: Session, run_id: str, *, points: int = 800) -> Json:
     for records in steps.read(session, run_id):
         series = per_step(records)
         keep = np.unique(np.linspace(0, len(series["step"]) - 1, min(points, len(series["step"]))).astype(int))
-        gaps = np.diff(series["at_s"], prepend=np.nan)
-        rate = np.divide(series["tokens"], gaps, out=np.full(len(gaps), np.nan), where=gaps > 0)
-        tokens = int(series["tokens"][-1])
+        gaps = np.diff(series["at_s"], prepend=np.nan) / np.diff(series["step"], prepend=series["step"][0] - 1)
+        known = (gaps > 0) & (series["tokens"] > 0)
+        rate = np.divide(series["tokens"], gaps, out=np.full(len(gaps), np.nan), where=known)
+        tokens = int(series["tokens"][-1]) or None
         parts.append(
             {
                 "no": records.attempt_no,
@@ -273,11 +275,20 @@ def view(session: Session, run: Run, now: float) -> Json:
         "checkpoints": saved,
         "goodput": goodput(attempts, spans, records, spec.gpus, now),
         "step_seconds": _step_seconds(records),
+        "told": told_otherwise(session, attempts[-1]) if attempts else None,
         "last_checkpoint": next((one for one in saved if one["state"] == "validated"), None),
         "advice": advising.of_run(spec, attempts, saved, _step_seconds(records)["median"], newest),
         "parent": None,
         "diff": _diff(run),
     }
+
+
+def told_otherwise(session: Session, attempt: Attempt) -> Json | None:
+    """What the trainer of an attempt says of itself without heartbeats: the way, percent, seconds left, metrics."""
+    beats = heartbeats.of_attempt(session, attempt.run_id, attempt.no)
+    told = next((said for beat in beats if (said := heartbeats.told(beat)) is not None), None)
+    names = ("by", "progress", "remaining_s", "metrics", "received_s")
+    return None if told is None else {name: told.get(name) for name in names}
 
 
 def _lifecycle(session: Session, run: Run) -> Json:
@@ -309,7 +320,9 @@ def spent(
         later = [one.resume_step for one in attempts[index + 1 :]]
         kept_to = min((step or 0 for step in later), default=2**62)
         own = series.get(attempt.no)
-        seconds = own["step_seconds"] * (own["at_s"] > since) if own else np.zeros(0)
+        # of the steps between two that were told, each took as long as the one that was
+        weights = np.diff(own["step"], prepend=own["step"][0] - 1) if own else np.zeros(0)
+        seconds = own["step_seconds"] * weights * (own["at_s"] > since) if own else np.zeros(0)
         kept = own["step"] <= kept_to if own else np.zeros(0, bool)
         parts = tuple(
             Span(one["phase"], max(one["from_s"], since), max(one["to_s"] or now, since))

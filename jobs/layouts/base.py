@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 MOST_FILES = 500_000
 _LARGEST_STEP = 2**31 - 1
@@ -61,27 +61,55 @@ class SeenCheckpoint:
         return tuple((file.name, file.bytes, file.modified_ns) for file in self.files)
 
 
-class Layout(Protocol):
-    """One framework's checkpoints."""
+class Layout(ABC):
+    """One framework's checkpoints.
+
+    `pattern`: the name of a step's directory, its number as group 1. `counts_from`: the number of the first step, so
+    that steps are counted as completed. `nested`: whether they may lie one level below an attempt's directory.
+    """
 
     name: str
+    pattern: re.Pattern[str]
+    counts_from = 1
+    nested = True
+
+    def steps(self, attempt_dir: Path) -> list[tuple[Path, int]]:
+        """The directories of an attempt's steps with the steps, in order; they are listed, not looked into. OSError."""
+        found = []
+        for folder in (attempt_dir, *(_folders(attempt_dir) if self.nested else ())):
+            for path in _folders(folder):
+                match = self.pattern.fullmatch(path.name)
+                step = int(match[1]) + 1 - self.counts_from if match else 0
+                if 0 < step <= _LARGEST_STEP:
+                    found.append((path, step))
+        return sorted(found, key=lambda one: (one[1], str(one[0])))
+
+    def inspect(self, directory: Path, step: int) -> SeenCheckpoint:
+        """Whether a step's directory is finished, and its files. One that vanishes is being deleted. OSError."""
+        number = step - 1 + self.counts_from
+        try:
+            why = self.unfinished(directory, number)
+            files = tuple(_listed(directory, self.beside(directory, number)))
+        except FileNotFoundError:
+            return SeenCheckpoint(directory, step, (), "it is being deleted")
+        return SeenCheckpoint(directory, step, files, why or ("" if files else "it is empty"))
 
     def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
-        """Every step in an attempt's directory, finished or not, by step. OSError when it cannot be listed."""
-        ...
+        """Every step in an attempt's directory, finished or not. OSError."""
+        return [self.inspect(directory, step) for directory, step in self.steps(attempt_dir)]
 
+    @abstractmethod
+    def unfinished(self, directory: Path, number: int) -> str:
+        """Why a step's directory is not finished, as a clause; empty when it is. FileNotFoundError while it goes."""
+
+    def beside(self, directory: Path, number: int) -> Iterable[Path]:
+        """Files outside of the directory that belong to the step."""
+        del directory, number
+        return ()
+
+    @abstractmethod
     def resume(self, directory: Path) -> tuple[str, ...]:
         """The words of a command that make the framework go on from exactly this directory, never from its latest."""
-        ...
-
-
-def seen(directory: Path, step: int, unfinished: str, beside: Iterable[Path] = ()) -> SeenCheckpoint:
-    """A checkpoint with its files listed. One that vanishes meanwhile is unfinished: its trainer is deleting it."""
-    try:
-        files = tuple(_listed(directory, beside))
-    except FileNotFoundError:
-        return SeenCheckpoint(directory, step, (), "it is being deleted")
-    return SeenCheckpoint(directory, step, files, unfinished or ("" if files else "it is empty"))
 
 
 def _listed(directory: Path, beside: Iterable[Path]) -> Iterator[SeenFile]:
@@ -103,17 +131,6 @@ def _walk(directory: Path) -> list[Path]:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def steps_in(attempt_dir: Path, pattern: re.Pattern[str]) -> list[tuple[Path, int]]:
-    """Directories whose name matches (group 1: the number), in an attempt's directory and one level below it."""
-    found = []
-    for folder in (attempt_dir, *_folders(attempt_dir)):
-        for path in _folders(folder):
-            match = pattern.fullmatch(path.name)
-            if match and int(match[1]) <= _LARGEST_STEP:
-                found.append((path, int(match[1])))
-    return sorted(found, key=lambda one: (one[1], str(one[0])))
 
 
 def _folders(path: Path) -> Sequence[Path]:

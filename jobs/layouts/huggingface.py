@@ -15,43 +15,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.layouts.base import SeenCheckpoint, first, missing, seen, steps_in
+from jobs.layouts.base import Layout, first, missing
 
-_STEP = re.compile(r"checkpoint-(\d+)", re.ASCII)
 _RANDOM = re.compile(r"rng_state(?:_(\d+))?\.pth", re.ASCII)
 _SENTINEL, _STATE = "checkpoint-is-incomplete.txt", "trainer_state.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
-class HuggingFace:
+class HuggingFace(Layout):
     """The Trainer's steps; the number is that of completed optimizer steps."""
 
     name = "huggingface"
+    pattern = re.compile(r"checkpoint-(\d+)", re.ASCII)
 
-    def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
-        return [
-            seen(directory, number, _unfinished(directory, number))
-            for directory, number in steps_in(attempt_dir, _STEP)
-        ]
+    def unfinished(self, directory: Path, number: int) -> str:
+        if (directory / _SENTINEL).exists():
+            return f"{_SENTINEL} says that it is being written"
+        state = _mapping(directory / _STATE)
+        if state is None:
+            return f"its {_STATE}, which is written last, is not there or not whole"
+        if state.get("global_step") != number:
+            return f"its {_STATE} is that of step {state.get('global_step')}"
+        names = sorted(path.name for path in directory.iterdir())
+        return _weights(directory, names) or _states(names)
 
     def resume(self, directory: Path) -> tuple[str, ...]:
         return "--resume_from_checkpoint", str(directory)
-
-
-def _unfinished(directory: Path, number: int) -> str:
-    if (directory / _SENTINEL).exists():
-        return f"{_SENTINEL} says that it is being written"
-    state = _mapping(directory / _STATE)
-    if state is None:
-        return f"its {_STATE}, which is written last, is not there or not whole"
-    if state.get("global_step") != number:
-        return f"its {_STATE} is that of step {state.get('global_step')}"
-    try:
-        names = sorted(path.name for path in directory.iterdir())
-    except OSError as error:
-        return f"it cannot be listed: {error.strerror}"
-    return _weights(directory, names) or _states(names)
 
 
 def _mapping(path: Path) -> dict[str, Any] | None:

@@ -12,69 +12,69 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 
 from jobs.layouts import distcp
-from jobs.layouts.base import SeenCheckpoint, first, missing, seen, steps_in, tracked
+from jobs.layouts.base import Layout, first, missing, tracked
 
 ITERATION = re.compile(r"iter_(\d{7,})", re.ASCII)
 _RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?", re.ASCII)
 _LEGACY = "model_optim_rng.pt"
 
 
-class Megatron:
+class Megatron(Layout):
     """Megatron-LM's own checkpoints; the number of a directory is the number of completed iterations."""
 
     name = "megatron"
+    pattern = ITERATION
 
-    def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
-        return [
-            seen(directory, number, behind(directory, number) or unfinished(directory))
-            for directory, number in steps_in(attempt_dir, ITERATION)
-        ]
+    def unfinished(self, directory: Path, number: int) -> str:
+        return behind(directory, number) or lacking(directory)
 
     def resume(self, directory: Path) -> tuple[str, ...]:
         return "--load", str(directory.parent), "--ckpt-step", str(int(directory.name.removeprefix("iter_")))
 
 
-class Slime:
+class Slime(Megatron):
     """slime: `iter_` numbers rollouts from 0, so `iter_0000009` holds ten of them; the data's position lies beside it.
 
     After the model slime writes `rollout/global_dataset_state_dict_N.pt`; without it the prompts would begin anew, in
-    silence. A critic saves to `critic/` in the preset. It resumes from rollout N + 1.
+    silence. A critic saves to `critic/` in the preset. It resumes with rollout N + 1.
     Source: slime/backends/megatron_utils/actor.py, slime/rollout/data_source.py, train.py.
     """
 
     name = "slime"
+    counts_from = 0
+    nested = False
 
-    def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
-        found = []
-        for directory, number in steps_in(attempt_dir, ITERATION):
-            if directory.parent != attempt_dir:  # the critic's
-                continue
-            data = attempt_dir / "rollout" / f"global_dataset_state_dict_{number}.pt"
-            why = behind(directory, number) or unfinished(directory) or self._critic(attempt_dir, directory)
-            if not why and missing(data.parent, [data.name]):
-                why = f"the data's position, {data.parent.name}/{data.name}, is not there"
-            critic = attempt_dir / "critic" / directory.name
-            beside = [data, *(path for path in critic.rglob("*") if path.is_file())]
-            found.append(seen(directory, number + 1, why, beside))
-        return found
+    def unfinished(self, directory: Path, number: int) -> str:
+        why = super().unfinished(directory, number) or self._critic(directory)
+        data = self._data(directory, number)
+        if not why and missing(data.parent, [data.name]):
+            return f"the data's position, {data.parent.name}/{data.name}, is not there"
+        return why
+
+    def beside(self, directory: Path, number: int) -> Iterable[Path]:
+        critic = directory.parent / "critic" / directory.name
+        return [self._data(directory, number), *(path for path in critic.rglob("*") if path.is_file())]
 
     @staticmethod
-    def _critic(attempt_dir: Path, directory: Path) -> str:
-        home = attempt_dir / "critic"
+    def _data(directory: Path, number: int) -> Path:
+        return directory.parent / "rollout" / f"global_dataset_state_dict_{number}.pt"
+
+    @staticmethod
+    def _critic(directory: Path) -> str:
+        home = directory.parent / "critic"
         if not home.is_dir():
             return ""
-        why = unfinished(home / directory.name)
+        why = lacking(home / directory.name) if (home / directory.name).is_dir() else "it is not there"
         return f"its critic is not finished: {why}" if why else ""
 
     def resume(self, directory: Path) -> tuple[str, ...]:
-        words = ("--load", str(directory.parent), "--ckpt-step", str(int(directory.name.removeprefix("iter_"))))
         critic = directory.parent / "critic"
-        return (*words, "--critic-load", str(critic)) if critic.is_dir() else words
+        return (*super().resume(directory), *(("--critic-load", str(critic)) if critic.is_dir() else ()))
 
 
 def behind(directory: Path, number: int) -> str:
@@ -85,14 +85,11 @@ def behind(directory: Path, number: int) -> str:
     return f"the tracker file names {newest}, which is before it" if newest < number else ""
 
 
-def unfinished(directory: Path) -> str:
+def lacking(directory: Path) -> str:
     """What a directory lacks of its format, as a clause."""
     if (directory / "metadata.json").exists():
         return _torch_dist(directory)
-    try:
-        ranks = sorted(path.name for path in directory.iterdir() if _RANK.fullmatch(path.name))
-    except OSError as error:
-        return f"it cannot be listed: {error.strerror}"
+    ranks = sorted(path.name for path in directory.iterdir() if _RANK.fullmatch(path.name))
     return _legacy(directory, ranks) if ranks else distcp.unfinished(directory)
 
 
@@ -108,9 +105,9 @@ def _torch_dist(directory: Path) -> str:
 
 def _legacy(directory: Path, ranks: Sequence[str]) -> str:
     """Every tensor rank times every pipeline rank must be there; of expert ranks at least one each."""
-    lacking = missing(directory, [f"{rank}/{_LEGACY}" for rank in ranks])
-    if lacking:
-        return f"{first(lacking)} is not there"
+    absent = missing(directory, [f"{rank}/{_LEGACY}" for rank in ranks])
+    if absent:
+        return f"{first(absent)} is not there"
     parts = [match for rank in ranks if (match := _RANK.fullmatch(rank))]
     there = {(int(match[1]), int(match[2] or 0)) for match in parts}
     tensor, pipeline = (1 + max(one[axis] for one in there) for axis in (0, 1))

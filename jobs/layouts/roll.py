@@ -15,35 +15,32 @@ import json
 import re
 from pathlib import Path
 
-from jobs.layouts.base import SeenCheckpoint, missing, seen, steps_in
+from jobs.layouts.base import Layout, missing
 
-_STEP = re.compile(r"checkpoint-(\d+)", re.ASCII)
 _STATE = "worker_state_pipeline.json"
 
 
-class Roll:
+class Roll(Layout):
     """ROLL's steps."""
 
     name = "roll"
+    pattern = re.compile(r"checkpoint-(\d+)", re.ASCII)
+    counts_from = 0
+    nested = False
 
-    def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
-        found = [(path, number) for path, number in steps_in(attempt_dir, _STEP) if path.parent == attempt_dir]
-        return [seen(directory, number + 1, _unfinished(directory, number)) for directory, number in found]
+    def unfinished(self, directory: Path, number: int) -> str:
+        home = directory / "pipeline"
+        if missing(home, [_STATE]):
+            return f"its pipeline/{_STATE}, which is copied last, is not there"
+        try:
+            step = json.loads((home / _STATE).read_bytes())["step"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return f"its pipeline/{_STATE} is not whole"
+        if step != number:
+            return f"its pipeline/{_STATE} is that of step {step}"
+        others = [path for path in directory.iterdir() if path.name != "pipeline"]
+        return "" if others else "no worker's part is there"
 
     def resume(self, directory: Path) -> tuple[str, ...]:
         del directory  # by the environment: see above
         return ()
-
-
-def _unfinished(directory: Path, number: int) -> str:
-    home = directory / "pipeline"
-    if missing(home, [_STATE]):
-        return f"its pipeline/{_STATE}, which is copied last, is not there"
-    try:
-        step = json.loads((home / _STATE).read_bytes())["step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return f"its pipeline/{_STATE} is not whole"
-    if step != number:
-        return f"its pipeline/{_STATE} is that of step {step}"
-    others = [path for path in directory.iterdir() if path.name != "pipeline"]
-    return "" if others else "no worker's part is there"

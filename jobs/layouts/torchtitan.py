@@ -13,22 +13,18 @@ import re
 from pathlib import Path
 
 from jobs.layouts import distcp
-from jobs.layouts.base import SeenCheckpoint, seen, steps_in
-
-_STEP = re.compile(r"step-(0|[1-9]\d*)", re.ASCII)
+from jobs.layouts.base import Layout
 
 
-class Torchtitan:
+class Torchtitan(Layout):
     """torchtitan's steps; `step-0` is a seed checkpoint, weights only, and no step."""
 
     name = "torchtitan"
+    pattern = re.compile(r"step-(0|[1-9]\d*)", re.ASCII)
 
-    def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
-        return [
-            seen(directory, number, distcp.unfinished(directory))
-            for directory, number in steps_in(attempt_dir, _STEP)
-            if number > 0
-        ]
+    def unfinished(self, directory: Path, number: int) -> str:
+        del number
+        return distcp.unfinished(directory)
 
     def resume(self, directory: Path) -> tuple[str, ...]:
         return "--checkpoint.initial_load_path", str(directory), "--checkpoint.no_initial_load_model_only"

@@ -13,35 +13,31 @@ import re
 from pathlib import Path
 
 from jobs.layouts import distcp, megatron
-from jobs.layouts.base import SeenCheckpoint, first, missing, seen, steps_in
+from jobs.layouts.base import Layout, first, missing
 
-_STEP = re.compile(r"global_step_(\d+)", re.ASCII)
 _SHARD = re.compile(r"model_world_size_(\d{1,6})_rank_\d+\.pt", re.ASCII)
 
 
-class Verl:
+class Verl(Layout):
     """verl's steps: the number is that of completed steps."""
 
     name = "verl"
+    pattern = re.compile(r"global_step_(\d+)", re.ASCII)
 
-    def look(self, attempt_dir: Path) -> list[SeenCheckpoint]:
-        return [
-            seen(directory, number, megatron.behind(directory, number) or _unfinished(directory))
-            for directory, number in steps_in(attempt_dir, _STEP)
-        ]
+    def unfinished(self, directory: Path, number: int) -> str:
+        why = megatron.behind(directory, number)
+        if why:
+            return why
+        if missing(directory, ["data.pt"]):
+            return "its data.pt, the position in the data, is not there"
+        if not (directory / "actor").is_dir():
+            return "its actor is not there: verl keeps only the newest"
+        roles = [role for role in ("actor", "critic") if (directory / role).is_dir()]
+        found = ((role, _role(directory / role)) for role in roles)
+        return next((f"its {role} is not whole: {lack}" for role, lack in found if lack), "")
 
     def resume(self, directory: Path) -> tuple[str, ...]:
         return "trainer.resume_mode=resume_path", f"trainer.resume_from_path={directory}"
-
-
-def _unfinished(directory: Path) -> str:
-    if missing(directory, ["data.pt"]):
-        return "its data.pt, the position in the data, is not there"
-    if not (directory / "actor").is_dir():
-        return "its actor is not there: verl keeps only the newest"
-    roles = [role for role in ("actor", "critic") if (directory / role).is_dir()]
-    found = ((role, _role(directory / role)) for role in roles)
-    return next((f"its {role} is not whole: {why}" for role, why in found if why), "")
 
 
 def _role(directory: Path) -> str:

@@ -48,6 +48,9 @@ SAVED = [record(0, 75, 3.0), record(1, 75, 3.1)]
     [
         (0, [], set(), None, 0, "done"),
         (1, SAVED, {0, 1}, signal.SIGTERM, 75, "saved"),
+        # Megatron and transformers return 0 when they are told to stop
+        (0, [], set(), signal.SIGTERM, 75, "saved"),
+        (0, [record(0, 0, 1.0)], {0}, signal.SIGTERM, 0, "done"),
         (1, [NAN], {1}, None, 76, "numerics"),
         (1, [record(0, 77, 1.0, "BadNode", "x")], {0}, None, 77, "bad_node"),
         (1, [record(0, 78, 1.0, "ContractError", "x")], {0}, None, 78, "configuration"),
@@ -202,6 +205,30 @@ def test_a_command_without_heartbeats_gets_the_stop_but_never_the_save(tmp_path:
     code, _, _ = end(process)
     assert (code, termination(tmp_path)["class"]) == (143, "killed")
     assert "SIGTERM" in termination(tmp_path)["message"]
+
+
+def test_a_stop_reaches_the_ranks_of_a_torchrun_without_heartbeats_and_nobody_else(tmp_path: Path) -> None:
+    """torchrun would kill them after 30 s, and a data loader's worker that is told dies with its rank's save."""
+    worker = "import time; print('worker', flush=True); time.sleep(600)"
+    rank = f"""
+import os, signal, subprocess, sys, time
+def save(*_):
+    worker.kill(); worker.wait(); print('saved', flush=True); os._exit(0)
+signal.signal(signal.SIGTERM, save)
+worker = subprocess.Popen([sys.executable, '-c', {worker!r}])
+while worker.poll() is None: time.sleep(0.01)
+print('lost its worker', flush=True)
+"""
+    script = f"""
+ranks = dict(os.environ, RANK='0', TORCHELASTIC_RUN_ID='x')
+sys.exit(subprocess.run([sys.executable, '-c', {rank!r}], env=ranks).returncode)
+"""
+    process = start(tmp_path, script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "worker\n"
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = end(process)
+    assert (code, out, termination(tmp_path)["class"]) == (75, "saved\n", "saved")
 
 
 def test_nobody_is_left_behind(tmp_path: Path) -> None:
