@@ -181,14 +181,14 @@ def _setup_seconds() -> float:
     return round(max(0.0, time.time() - float(began)), 3) if began else 0.0
 
 
-def _forget_earlier(folder: Path) -> None:
+def forget_earlier(folder: Path) -> None:
     """Removes what earlier demos left in the folder: each holds some 400 MB of checkpoints."""
     for earlier in folder.glob("[0-9]*-[0-9]*") if folder.is_dir() else ():
         if (earlier / "server").is_dir() and not (earlier / "server").is_symlink():
             shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def interrupt(_number: int, _frame: FrameType | None) -> None:
     """Either signal ends the showing through its `finally`, so that no process is left behind."""
     raise KeyboardInterrupt
 
@@ -196,8 +196,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def run(folder: Path, *, until_end: bool, backend: str = "local") -> int:
     """The whole showing; with `until_end` it ends by itself and prints one JSON line last."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupt)
-    _forget_earlier(folder.resolve())
+        signal.signal(number, interrupt)
+    forget_earlier(folder.resolve())
     show = Demo(folder.resolve() / time.strftime("%Y%m%d-%H%M%S"), time.monotonic(), backend)
     try:
         link = show.open()

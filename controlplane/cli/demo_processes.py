@@ -30,6 +30,7 @@ class Stage:
         self.data = folder / "server"
         self.nodes = folder / "nodes"
         self.logs = folder / "logs"
+        self.runs = self.data / "runs"
         for each in (self.data, self.nodes, self.logs):
             each.mkdir(parents=True, exist_ok=True)
         self._running: dict[str, subprocess.Popen[str]] = {}

@@ -87,6 +87,10 @@ app.command()(serve)
 @app.command()
 def demo(
     exit_: Annotated[bool, typer.Option("--exit", help="no browser; end by itself, with one JSON line")] = False,
+    lifecycle: Annotated[
+        bool, typer.Option("--lifecycle", help="all stages from pretraining to the release, with a drill of each kind")
+    ] = False,
+    stages: Annotated[str, typer.Option(help="with --lifecycle: only these stages, with commas between")] = "",
     data: Annotated[Path, typer.Option(help="folder of the demo")] = Path(".demo"),
     backend: Annotated[
         Literal["local", "kube"],
@@ -94,6 +98,10 @@ def demo(
     ] = "local",
 ) -> None:
     """A real training run on simulated MI300X nodes, a GPU fault in the middle, and the restart without the node."""
+    if lifecycle:
+        from controlplane.cli import demo_lifecycle
+
+        raise Exit(demo_lifecycle.run(data, until_end=exit_, backend=backend, stages=stages))
     from controlplane.cli import demo as show
 
     raise Exit(show.run(data, until_end=exit_, backend=backend))

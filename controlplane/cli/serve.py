@@ -9,21 +9,21 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
 
 from controlplane.api.app import create_app
-from controlplane.api.context import Context
+from controlplane.api.context import RAY, Context
 from controlplane.backends.base import Backend, BackendUnavailable
 from controlplane.backends.local import LocalBackend
+from controlplane.cli.dashboard import Dashboard, address
+from controlplane.cli.ray import open_ray
 from controlplane.clock import Clock, SystemClock
 from controlplane.ids import uuid7
 from controlplane.loops import Leadership, Loop
@@ -33,16 +33,20 @@ from controlplane.rules import book as rule_book
 from controlplane.services import deliveries, incidents, quarantine, suspicion, tokens
 from controlplane.services.findings import Watch
 from controlplane.services.ingest import Ingest
+from controlplane.services.lifecycles_conductor import Conductor
 from controlplane.services.live import Live
+from controlplane.services.metering import Metering
 from controlplane.services.plans import Places
 from controlplane.services.pulses import Pulses
 from controlplane.services.reconcile import Controller
+from controlplane.services.runs import on_what
 from controlplane.settings import LOOPBACK, Settings
 from controlplane.store import expert_thinning, keys, leases, upkeep
 from controlplane.store import tokens as token_rows
 from controlplane.store.engine import Store
+from jobs.spec import JobSpec
 
-RULES_S, RUNS_S, DELIVERIES_S, COMPACT_S, PRUNE_S, CAMPAIGN_S = 0.5, 0.5, 0.5, 10.0, 600.0, 2.0
+RULES_S, RUNS_S, DELIVERIES_S, METERS_S, COMPACT_S, PRUNE_S, CAMPAIGN_S = 0.5, 0.5, 0.5, 1.0, 10.0, 600.0, 2.0
 ADMIN_FILE = "admin-token"
 _log = structlog.get_logger()
 
@@ -97,12 +101,6 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
     return listening
 
 
-def address(settings: Settings, port: int) -> str:
-    """The URL of one of our ports, as this machine reaches it."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
     """What the API answers with; None without TLS, StartError when the files cannot be used."""
     if not settings.tls_cert:
@@ -132,8 +130,8 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
     senders = {"webhook": WebhookSender(policy)}
     leadership = Leadership(store, leases.this_process(f"{os.uname().nodename}/{uuid7(clock.now())}"), clock)
     backends = open_backends(settings, store, leadership, clock)
-    runs = Path(settings.kube_volume_path) if settings.backend == "kube" else data / "runs"
-    places = Places(runs, settings.public_url or address(settings, own[1]))
+    runs = {"kube": Path(settings.kube_volume_path), "ray": Path(settings.ray_runs_path or data / "runs")}
+    places = Places(runs.get(settings.backend, data / "runs"), settings.public_url or address(settings, own[1]))
     controller = Controller(
         store,
         backends,
@@ -146,7 +144,12 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
     pulses = Pulses(backends.values())
     watch = Watch(book, since_s=clock.now(), quarantine_share=settings.quarantine_share, pulses=pulses.stopped)
     thinning = expert_thinning.Policy(settings.expert_raw_days, settings.expert_eighth_days)
-    loops = wire_loops(store, leadership, watch, controller, backends, senders, ingest, clock, pulses, thinning)
+    conductor = Conductor(store, places, controller, lambda spec: _where(backends, settings, spec))
+    loops = wire_loops(
+        store, leadership, watch, controller, backends, senders, ingest, clock, pulses, thinning, conductor
+    )
+    metering = Metering(store, places, backends)
+    loops["meters"] = Loop("meters", METERS_S, leadership.leading(metering.read_once), clock)
     context = Context(
         store=store,
         live=live,
@@ -183,7 +186,15 @@ def open_backends(settings: Settings, store: Store, leadership: Leadership, cloc
         except BackendUnavailable as error:
             raise StartError(f"{error}: name a kubeconfig with --kube-config") from error
         backends |= {backend.name: backend for backend in found}
+    if settings.backend == "ray":
+        cluster = open_ray(settings, lambda: leadership.epoch is not None)
+        backends[cluster.name] = cluster
     return backends
+
+
+def _where(backends: Mapping[str, Backend], settings: Settings, spec: JobSpec) -> str:
+    """The backend on which a job of a lifecycle runs."""
+    return on_what(spec, backends[settings.backend], backends.get(RAY)).name
 
 
 def wire_loops(
@@ -197,6 +208,7 @@ def wire_loops(
     clock: Clock,
     pulses: Pulses,
     thinning: expert_thinning.Policy | None = None,
+    conductor: Conductor | None = None,
 ) -> dict[str, Loop]:
     """The server's loops by name, and who wakes whom: news wakes the rules, an incident wakes runs and messages."""
 
@@ -206,6 +218,11 @@ def wire_loops(
             loops["deliveries"].wake()
             loops["nodes"].wake()
 
+    def mind_runs(epoch: int, now: float) -> None:
+        if conductor is not None:
+            conductor.reconcile_once(epoch, now)
+        controller.reconcile_once(epoch, now)
+
     def mind_nodes(epoch: int, now: float) -> None:
         pulses.look(store, now)
         suspicion.suspect_once(store, epoch, now)
@@ -214,7 +231,7 @@ def wire_loops(
 
     acts: dict[str, tuple[float, Callable[[int, float], object]]] = {
         "rules": (RULES_S, check),
-        "runs": (RUNS_S, controller.reconcile_once),
+        "runs": (RUNS_S, mind_runs),
         "nodes": (RUNS_S, mind_nodes),
         "deliveries": (DELIVERIES_S, lambda _epoch, now: deliveries.deliver_once(store, senders, now)),
         "compaction": (COMPACT_S, lambda _epoch, now: upkeep.compact_once(store, now)),
@@ -267,58 +284,6 @@ def one_time_link(store: Store, now: float) -> str:
         return tokens.issue(
             session, kind="link", subject="admin", now=now, created_by="serve", life_s=tokens.LINK_S, role="admin"
         )
-
-
-class Dashboard:
-    """The dashboard's process: started by module name, started again with back-off when it dies, ended with us."""
-
-    def __init__(self, api: str, settings: Settings) -> None:
-        given = {
-            "--api": api,
-            "--host": settings.host,
-            "--port": str(settings.dashboard_port),
-            "--tls-cert": settings.tls_cert,
-            "--tls-key": settings.tls_key,
-            "--ca-file": settings.tls_ca,
-            "--allow-host": urlsplit(settings.public_url).hostname or "",
-        }
-        self.command = [sys.executable, "-m", "dashboards"]
-        self.command += [word for flag, value in given.items() if value for word in (flag, value)]
-        self._settings, self.port = settings, settings.dashboard_port
-        self._stop = threading.Event()
-        self.ready = threading.Event()
-        self._process: subprocess.Popen[str] | None = None
-        self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def address(self) -> str:
-        """Where it answers; empty before it has said so."""
-        return address(self._settings, self.port) if self.ready.is_set() else ""
-
-    def _run(self) -> None:
-        wait_s = 1.0
-        while not self._stop.is_set():
-            self._process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-            first = self._process.stdout.readline() if self._process.stdout else ""
-            if first.startswith("dashboard on "):
-                self.port = int(first.strip().rsplit(":", 1)[1])
-                self.ready.set()
-                wait_s = 1.0
-            self._process.wait()
-            if not self._stop.wait(wait_s):
-                _log.warning("the dashboard ended and is started again", code=self._process.returncode, wait_s=wait_s)
-                wait_s = min(30.0, wait_s * 2)
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
 
 
 def configure_log(level: str) -> None:

@@ -373,7 +373,7 @@ def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: 
 def _means(values: Float32, starts: NDArray[np.intp]) -> Float32:
     """Means over buckets of the last axis that begin at `starts`."""
     sums: Float32 = np.add.reduceat(values, starts, axis=-1)
-    return sums / np.diff(np.append(starts, values.shape[-1])).astype(np.float32)
+    return (sums / np.diff(np.append(starts, values.shape[-1]))).astype(np.float32)
 
 
 def _layers(

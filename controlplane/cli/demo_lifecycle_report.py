@@ -1,0 +1,228 @@
+"""What the lifecycle demo claims: read back through the public API, then judged, each claim by a named check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from controlplane.cli.demo_drills import Drill
+from controlplane.client import ApiError, Client
+
+Json = dict[str, Any]
+WINDOW = 16
+RISE = 0.02
+"""How far a held-out accuracy has to rise: 96 problems of 4 samples have a standard error near 0.02."""
+
+
+def gather(client: Client, lifecycle_id: str, drills: Sequence[Drill], runs: Path, seconds: Json) -> Json:
+    """The JSON object of the demo's last line. What did not happen is None."""
+    told = client.get(f"lifecycles/{lifecycle_id}")
+    lineage = client.get(f"lifecycles/{lifecycle_id}/lineage")
+    return {
+        "lifecycle": {"id": told["id"], "name": told["name"], "status": told["status"], "cost": told["cost"]},
+        "stages": [_stage(client, one, lineage) for one in told["stages"]],
+        "drills": [one.told(client) for one in drills],
+        "rsa": _rsa(told),
+        "release": _release(told, runs),
+        "seconds": seconds,
+    }
+
+
+def _own(stage: Json) -> list[Json]:
+    """The runs of a stage's own job, oldest first."""
+    return [one for one in stage["runs"] if one["role"] == stage["role"]]
+
+
+def _stage(client: Client, stage: Json, lineage: Json) -> Json:
+    own = [client.run(one["id"]) for one in _own(stage)]
+    resumed = next((a for run in own for a in run["attempts"] if a["no"] > 1 and a["first_step"] is not None), None)
+    row: Json = next((one for one in lineage["stages"] if one["stage"] == stage["name"]), {})
+    metric, first, last = _metric(client, stage)
+    return {
+        "stage": stage["name"],
+        "state": stage["state"],
+        "metric": metric,
+        "first": first,
+        "last": last,
+        "max_vio": _max_vio(client, own) if stage["role"] == "train" else None,
+        "held_out": _evaluated(stage),
+        "attempts": sum(len(run["attempts"]) for run in own),
+        "first_step_after_restart": resumed["first_step"] if resumed else None,
+        "resume_step": resumed["resume_step"] if resumed else None,
+        "manifest_step": _manifest_step(client, own) if resumed else None,
+        "gate": stage["gate"]["state"] if stage["gate"] else None,
+        "checkpoint_hash": stage["candidate"]["hash"] if stage["candidate"] else None,
+        "parent_hash": row.get("parent_hash"),
+        "init_hash": stage["init"]["hash"] if stage["init"] else None,
+        "lost_seconds": round(sum(_lost_s(run) for run in own), 3),
+    }
+
+
+def _lost_s(run: Json) -> float:
+    """Wall time between the end of an attempt's training and the next one's first step."""
+    pairs = zip(run["attempts"], run["attempts"][1:], strict=False)
+    ended = [(before["ended_s"], after["first_step_s"]) for before, after in pairs]
+    return float(sum(max(0.0, after - before) for before, after in ended if before is not None and after is not None))
+
+
+def _metric(client: Client, stage: Json) -> tuple[str | None, float | None, float | None]:
+    """(name, over the first steps, over the last) of what the stage is to better."""
+    own = _own(stage)
+    metrics = own[-1]["metrics"] if own else {}
+    if stage["role"] != "train":
+        name = next((one for one in ("rsa", "loads") if one in metrics), None)
+        return name, metrics.get("pass@1") if name == "rsa" else None, metrics.get(name) if name else None
+    for name in ("gold", "sampled_accuracy"):
+        if f"first_{name}" in metrics:
+            return name, metrics[f"first_{name}"], metrics[name]
+    losses = [
+        [value for value in part["loss"] if value is not None]
+        for one in own
+        for part in client.get(f"runs/{one['id']}/steps", points=5000)["attempts"]
+    ]
+    losses = [one for one in losses if one]
+    if not losses:
+        return "loss", None, None
+    return "loss", fmean(losses[0][:WINDOW]), fmean(losses[-1][-WINDOW:])
+
+
+def _max_vio(client: Client, own: Sequence[Json]) -> Json | None:
+    """Mean MaxVio over layers in the first and the last steps of the stage's last run."""
+    try:
+        told: Json = client.get(f"runs/{own[-1]['id']}/experts/summary")["maxvio"] if own else {}
+    except ApiError:
+        return None
+    return {"first": told.get("first_window"), "last": told.get("last_window")}
+
+
+def _evaluated(stage: Json) -> Json | None:
+    """What the gate's evaluation measured on problems that no stage has seen."""
+    found = [one for one in stage["runs"] if one["role"] == "evaluate" and one["metrics"]]
+    names = ("pass@1", "constant_baseline", "loss", "gold", "proxy")
+    return {name: found[-1]["metrics"][name] for name in names if name in found[-1]["metrics"]} if found else None
+
+
+def _manifest_step(client: Client, own: Sequence[Json]) -> int | None:
+    """The step that the first restarted attempt really went on from: its newest checkpoint names its parent in its
+    manifest, and the parent's manifest, read from disk, says its step."""
+    for run in own:
+        saved = [one for one in run["checkpoints"] if one["attempt"] == 2 and one["state"] == "validated"]
+        for one in saved[:1]:
+            try:
+                parent = client.get(f"runs/{run['id']}/checkpoints/{one['id']}/manifest")["parent"]
+                source = next(other for other in run["checkpoints"] if other["path"] == parent)
+                return int(client.get(f"runs/{run['id']}/checkpoints/{source['id']}/manifest")["step"])
+            except (ApiError, StopIteration):
+                return None
+    return None
+
+
+def _rsa(told: Json) -> Json:
+    """pass@1, majority and Markovian RSA of the evaluation stage, at equal generated tokens."""
+    stage = next((one for one in told["stages"] if one["role"] == "evaluate"), None)
+    own = _own(stage) if stage else []
+    names = ("tokens_per_problem", "plain_tokens_per_problem", "pass@1", "maj", "rsa", "problems", "constant_baseline")
+    return {name: own[-1]["metrics"].get(name) if own else None for name in names}
+
+
+def _release(told: Json, runs: Path) -> Json:
+    stage = next((one for one in told["stages"] if one["role"] == "release"), None)
+    own = _own(stage) if stage else []
+    if stage is None or not own:
+        return {"path": None, "checkpoint_hash": None, "loads": False}
+    path = runs / own[-1]["id"] / "release"
+    loads = own[-1]["metrics"].get("loads") == 1.0 and (path / "model.safetensors").is_file()
+    difference = own[-1]["metrics"].get("logit_difference")
+    hash_ = stage["candidate"]["hash"] if stage["candidate"] else None
+    return {"path": str(path), "checkpoint_hash": hash_, "loads": loads, "logit_difference": difference}
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _by(outcome: Json, name: str) -> Json:
+    return next(one for one in outcome["stages"] if one["stage"] == name)
+
+
+def _learned(outcome: Json) -> bool:
+    texts = [one for one in outcome["stages"] if one["metric"] == "loss" and one["stage"] != "midtrain"]
+    return bool(texts) and all(one["last"] < 0.9 * one["first"] for one in texts)
+
+
+def _spike_left(outcome: Json) -> bool:
+    """Midtraining begins with a text that it has not seen: its loss is to end below the shard's, and finite."""
+    stage = _by(outcome, "midtrain")
+    return stage["last"] is not None and stage["last"] < 1.2 * stage["first"]
+
+
+def _accuracy_rose(outcome: Json) -> bool:
+    before = _by(outcome, "sft")["held_out"]["pass@1"]
+    after = [one["held_out"] for one in outcome["stages"] if one["stage"].startswith("rl-") and one["held_out"]]
+    judged = [one for one in after if "pass@1" in one]
+    best = max(one["pass@1"] for one in judged)
+    return best > before + RISE and all(one["pass@1"] > one["constant_baseline"] for one in judged)
+
+
+def _chained(outcome: Json) -> bool:
+    """Each stage started from exactly the checkpoint with which the one before it passed."""
+    hashes = [one["checkpoint_hash"] for one in outcome["stages"]]
+    starts = [one["init_hash"] for one in outcome["stages"]]
+    return starts[0] is None and None not in hashes and starts[1:] == hashes[:-1]
+
+
+def _resumed(outcome: Json) -> bool:
+    restarted = [one for one in outcome["stages"] if one["resume_step"] is not None]
+    return bool(restarted) and all(
+        one["resume_step"] == one["manifest_step"] and one["first_step_after_restart"] == one["manifest_step"] + 1
+        for one in restarted
+    )
+
+
+CHECKS: tuple[tuple[str, Callable[[Json], bool]], ...] = (
+    ("the lifecycle succeeded", lambda o: o["lifecycle"]["status"] == "succeeded"),
+    ("every stage passed", lambda o: all(one["state"] == "passed" for one in o["stages"])),
+    ("each stage started from the checkpoint with which the one before passed", _chained),
+    ("every restarted attempt went on at its manifest's step + 1", _resumed),
+    ("the loss fell in pretraining and fine-tuning", _learned),
+    ("midtraining left the bad shard behind", _spike_left),
+    (
+        "MaxVio fell in pretraining: the experts were balanced",
+        lambda o: _by(o, "pretrain")["max_vio"]["last"] < 0.7 * _by(o, "pretrain")["max_vio"]["first"],
+    ),
+    ("held-out accuracy rose in reinforcement learning, above the best constant answer", _accuracy_rose),
+    ("every drill was got over", lambda o: bool(o["drills"]) and all(one["recovered"] for one in o["drills"])),
+    ("a node fault excluded its node", lambda o: _decision(o, "node fault") == "restart_exclude"),
+    ("a loss spike rolled back and skipped its data", lambda o: _decision(o, "loss spike") == "restart_rollback"),
+    (
+        "methods were compared at equal generated tokens",
+        lambda o: (
+            o["rsa"]["rsa"] is not None
+            and abs(o["rsa"]["tokens_per_problem"] - o["rsa"]["plain_tokens_per_problem"])
+            <= 0.1 * o["rsa"]["tokens_per_problem"]
+        ),
+    ),
+    ("the released model loads in transformers in a fresh process", lambda o: bool(o["release"]["loads"])),
+    (
+        "the release is of the checkpoint that was evaluated",
+        lambda o: o["release"]["checkpoint_hash"] == _by(o, "evaluate")["checkpoint_hash"],
+    ),
+)
+
+
+def _decision(outcome: Json, kind: str) -> str | None:
+    return next((one["decision"] for one in outcome["drills"] if one["kind"] == kind), None)
+
+
+def failures(outcome: Json) -> list[str]:
+    """The sentences of the checks that do not hold."""
+    failed = []
+    for sentence, holds in CHECKS:
+        try:
+            good = holds(outcome)
+        except (TypeError, KeyError, IndexError, StopIteration, ValueError):
+            good = False
+        if not good:
+            failed.append(sentence)
+    return failed
