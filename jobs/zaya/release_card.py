@@ -74,7 +74,8 @@ def _stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[list[object]]:
         metrics = {name: value for name, value in (stage.get("metrics") or {}).items() if "/" not in name}
         told = ", ".join(f"{name} {_number(value)}" for name, value in metrics.items())
         own, parent = str(stage.get("checkpoint_hash") or "")[:12], str(stage.get("parent_hash") or "")[:12]
-        rows.append([stage.get("stage", ""), stage.get("step", ""), f"`{own}`", f"`{parent}`" if parent else "", told])
+        name = f"{stage.get('stage', '')}{' (tainted)' if stage.get('tainted') else ''}"
+        rows.append([name, stage.get("step", ""), f"`{own}`", f"`{parent}`" if parent else "", told])
     return rows
 
 

@@ -22,6 +22,7 @@ STAGES = [
     {"stage": "pretrain", "step": 9, "checkpoint_hash": "ab" * 32, "parent_hash": "", "metrics": {"loss": 2.5}},
     {
         "stage": "sft",
+        "tainted": True,
         "step": 2,
         "checkpoint_hash": "cd" * 32,
         "parent_hash": "ab" * 32,
@@ -71,7 +72,7 @@ def test_transformers_loads_a_release_and_says_what_ours_says(
     card = (tmp_path / "release" / "README.md").read_text()
     assert one.hash in card
     assert "| pretrain | 9 | `abababababab` |  | loss 2.5 |" in card
-    assert "| sft | 2 | `cdcdcdcdcdcd` | `abababababab` | pass@1 0.5 |" in card
+    assert "| sft (tainted) | 2 | `cdcdcdcdcdcd` | `abababababab` | pass@1 0.5 |" in card
     _another_model_is_refused(init, heard[0], monkeypatch)
 
 
@@ -91,9 +92,20 @@ def _another_model_is_refused(init: Path, heard: dict[str, Any], monkeypatch: py
         release._refuse(metrics | {"logit_difference": float("nan")}, 1e-5)
 
 
-def test_what_transformers_cannot_load_is_no_release(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ContractError, match="transformers cannot load the release"):
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("raise OSError('no config.json')", "cannot load the release: .*no config.json"),
+        ("while True: pass", "within 0 s"),
+    ],
+)
+def test_what_the_fresh_process_cannot_load_is_no_release(
+    script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loading.py").write_text(script)
+    monkeypatch.setattr(release, "LOADING", tmp_path / "loading.py")
+    monkeypatch.setattr(release, "SECONDS", 20.0 if "raise" in script else 0.05)
+    with pytest.raises(ContractError, match=f"(?s){words}"):
         loaded(tmp_path, {"prompts": [], "texts": [], "new_tokens": 1})
 
 

@@ -1,0 +1,223 @@
+"""Does training on aggregation prompts make Markovian RSA pay? Models that saw them in SFT beside models that did not.
+
+`make bench NAME=rsa`. For each seed two models are trained from scratch on the same solved micro-tasks, for the same
+steps on rows of the same length; one model's examples show candidates for a share of the questions (right and spoilt
+ones), the other's never do. Both then answer the same held-out questions by plain sampling (pass@1, majority) and by
+RSA, at equal generated tokens. Uplift is RSA less the other method, of one model; the effect is the difference of the
+two models' uplifts, paired by seed, with Student's interval over the seeds. An interval that holds zero is reported as
+no effect. SFT alone: reinforcement learning on aggregation prompts is not part of this bench. `ARGS=--page` writes
+docs/rsa.md, `ARGS="--scale 0.1"` is a tenth of it, whose figures mean nothing. Two processes, one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks.rsa_page import write_page
+from jobs.zaya.compare import compare, means
+from jobs.zaya.config import ModelConfig, TrainConfig
+from jobs.zaya.evaluation_config import PrepareConfig
+from jobs.zaya.learner import Learner
+from jobs.zaya.policy import Policy
+from jobs.zaya.prepare import as_lines
+from jobs.zaya.prepared import sft_lines
+from jobs.zaya.problem_sets import drawn, score
+from jobs.zaya.rsa import Aggregation
+
+MODEL = ModelConfig(
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    num_experts=8,
+    moe_intermediate_size=64,
+    router_hidden_size=32,
+)
+ENVIRONMENTS = "micro/reverse@6-8, micro/sort@6-8"
+STEPS, SEQUENCES, LENGTH, RATE = 400, 16, 96, 5e-3
+EXAMPLES, PROBLEMS = 4000, 64
+"""of each environment: solved ones to train on, held-out ones to answer"""
+SHARE, CORRUPTED = 0.5, 0.5
+NUMBERS = Aggregation(rollouts=8, candidates=3, rounds=2, limit=12, tail=10)
+SEEDS = (1, 2, 3, 4)
+ARMS = {"with": SHARE, "without": 0.0}
+_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Student's t at 97.5 % by degrees of freedom"""
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model's scores on the held-out problems."""
+
+    seed: int
+    arm: str
+    loss: float
+    """nats a learned byte, mean of the last 20 steps; of other examples in each arm"""
+    metrics: dict[str, float]
+    cpu_s: float
+
+    def uplift(self, over: str) -> float:
+        """RSA's score less that of another method."""
+        return self.metrics["rsa"] - self.metrics[over]
+
+
+def one_model(job: tuple[int, str, float]) -> Trained:
+    """Trains the model of a seed and an arm, and has it answer."""
+    seed, arm, scale = job
+    torch.set_num_threads(1)
+    begun = time.process_time()
+    solved = drawn(ENVIRONMENTS, EXAMPLES, seed, held=False)
+    config = PrepareConfig(
+        aggregation=ARMS[arm],
+        corrupted=CORRUPTED,
+        candidates=NUMBERS.candidates,
+        tail=NUMBERS.tail,
+        seed=seed,
+    )
+    steps = max(2, round(STEPS * scale))
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "sft.jsonl").write_text(as_lines(sft_lines(solved, config, score)))
+        train = TrainConfig(
+            steps=steps,
+            sequences=SEQUENCES,
+            length=LENGTH,
+            seed=seed,
+            warmup=20,
+            learning_rate=RATE,
+            optimizer="muon",
+            objective="sft",
+        )
+        learner = Learner(MODEL, train, 0, 1, Path(directory))
+    losses = []
+    for number in range(1, steps + 1):
+        losses.append(learner.step(number, number).loss)
+        learner.reset_counts()
+    asked = drawn(ENVIRONMENTS, max(2, round(PROBLEMS * scale)), seed, held=True)
+    policy = Policy(learner.model.eval(), seed=seed, together=256)
+    found = means(compare(asked, policy, NUMBERS, seed, score))
+    cpu_s = time.process_time() - begun
+    print(f"seed {seed} {arm}: loss {fmean(losses[-20:]):.3f} {found} {cpu_s:.0f} CPU-s", file=sys.stderr, flush=True)
+    return Trained(seed, arm, fmean(losses[-20:]), found, cpu_s)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % interval by Student's t, values taken as independent and normal; at least two."""
+    mean = fmean(values)
+    half = _QUANTILES[len(values) - 1] * stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def word_for(low: float, high: float) -> str:
+    """What an interval lets one say."""
+    return "gain" if low > 0 else "loss" if high < 0 else "no effect"
+
+
+def lines_of(found: Sequence[Trained], scale: float) -> list[Line]:
+    """Each model's scores, then uplifts and effects over the seeds."""
+    by_arm = {arm: [one for one in found if one.arm == arm] for arm in ARMS}
+    both = list(zip(by_arm["with"], by_arm["without"], strict=True))
+    told: dict[str, list[float]] = {}
+    for over in ("pass@1", "maj"):
+        for arm, models in by_arm.items():
+            told[f"RSA less {over}, {arm} aggregation prompts"] = [one.uplift(over) for one in models]
+        told[f"effect of the prompts on RSA less {over}"] = [a.uplift(over) - b.uplift(over) for a, b in both]
+    for method in ("pass@1", "maj", "rsa"):
+        told[f"effect of the prompts on {method}"] = [a.metrics[method] - b.metrics[method] for a, b in both]
+    told["RSA with the prompts less the better plain method without them"] = [
+        a.metrics["rsa"] - max(b.metrics["pass@1"], b.metrics["maj"]) for a, b in both
+    ]
+    return [*(_scores(one) for one in found), *(_figure(name, values, scale) for name, values in told.items())]
+
+
+def _scores(one: Trained) -> Line:
+    return {
+        "name": f"RSA, seed {one.seed}, {one.arm} aggregation prompts",
+        "value": round(one.metrics["rsa"], 4),
+        "unit": "1",
+        "target": None,
+        "better": "higher",
+        "peer": "majority at equal generated tokens",
+        "peer_value": round(one.metrics["maj"], 4),
+        "pass@1": round(one.metrics["pass@1"], 4),
+        "seed": one.seed,
+        "arm": one.arm,
+        "rsa_tokens": round(one.metrics["tokens_per_problem"], 1),
+        "plain_tokens": round(one.metrics["plain_tokens_per_problem"], 1),
+        "loss": round(one.loss, 4),
+        "cpu_s": round(one.cpu_s, 1),
+    }
+
+
+def _figure(name: str, values: Sequence[float], scale: float) -> Line:
+    mean, low, high = interval(values)
+    return {
+        "name": name,
+        "value": round(mean, 4),
+        "unit": "1",
+        "target": None,
+        "better": "higher",
+        "peer": None,
+        "peer_value": None,
+        "interval": [round(low, 4), round(high, 4)],
+        "each": [round(value, 4) for value in values],
+        "found": word_for(low, high),
+        "scale": scale,
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """One JSON line a figure; it is an experiment without a target, so 0."""
+    parser = argparse.ArgumentParser(prog="benchmarks.rsa", description="The uplift of RSA, with and without training.")
+    parser.add_argument("--page", action="store_true", help="write docs/rsa.md")
+    parser.add_argument("--scale", type=float, default=1.0, help="of steps and problems")
+    given = parser.parse_args(arguments)
+    if given.page and given.scale != 1:
+        parser.error("the page is of a whole run")
+    jobs = [(seed, arm, given.scale) for seed in SEEDS for arm in ARMS]
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(one_model, jobs))
+    lines = lines_of(found, given.scale)
+    for line in lines:
+        print(json.dumps(line), flush=True)
+    if given.page:
+        write_page(lines, facts())
+    return 0
+
+
+def facts() -> Line:
+    """What the page says of the experiment."""
+    return {
+        "parameters": 493_480,
+        "environments": ENVIRONMENTS,
+        "steps": STEPS,
+        "rows": f"{SEQUENCES} × {LENGTH}",
+        "examples": EXAMPLES,
+        "problems": PROBLEMS * len(ENVIRONMENTS.split(",")),
+        "share": SHARE,
+        "corrupted": CORRUPTED,
+        "n": NUMBERS.rollouts,
+        "c": NUMBERS.candidates,
+        "t": NUMBERS.rounds,
+        "beta": NUMBERS.limit,
+        "tau": NUMBERS.tail,
+        "seeds": len(SEEDS),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
