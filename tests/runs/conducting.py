@@ -12,7 +12,7 @@ from controlplane.services import lifecycles as service
 from controlplane.services import lifecycles_look, views_lifecycles
 from controlplane.services.lifecycles_conductor import Conductor
 from controlplane.services.reconcile import Controller
-from controlplane.store import lifecycles
+from controlplane.store import events, lifecycles
 from controlplane.store.engine import Store
 from controlplane.store.lifecycles import OfStage
 from controlplane.store.tables import Event, LifecycleStage, LifecycleState
@@ -156,8 +156,6 @@ class Conducting(Pilot):
             return views_lifecycles.view(session, found, self.clock.now())
 
     def told(self, lifecycle_id: str, *kinds: str) -> list[Event]:
-        from controlplane.store import events
-
         with self.store.read() as session:
             return [one for one in events.listed(session, lifecycle_id=lifecycle_id) if one.kind in kinds]
 

@@ -1,0 +1,373 @@
+"""What people, failures and taint do to a lifecycle: retries, budgets, pause, cancel, clones, aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from controlplane.runs.lifecycle_states import STAGE
+from controlplane.services import runs as service
+from controlplane.services.lifecycles import LifecycleNotFound, LifecycleRefused
+from controlplane.store import lifecycles
+from jobs.contract import Exit
+from tests.runs.conducting import JOB, Conducting, gate
+
+A, B = {"name": "a"}, {"name": "b"}
+CHECKED = {"name": "a", "gate": gate("loss < 2.6")}
+ALIVE = ("pending", "starting", "init", "training", "suspect")
+APPROVED = {"name": "a", "gate": gate(approval=True)}
+
+
+def broken(walk: Conducting, made: str, stage: str = "a", role: str = "train", **said: object) -> str:
+    """The newest run of a stage fails until the controller gives it to a person; returns its id."""
+    walk.tick()
+    run_id = walk.newest(made, stage, role).run.id
+    for _ in range(12):
+        walk.tick(120)
+        if walk.run(run_id).status in ("needs_human", "failed"):
+            return run_id
+        if walk.attempts(run_id) and walk.last(run_id).state in ALIVE:
+            walk.backend.run(walk.last(run_id).name)
+            walk.end(run_id, "failed", **{"class": "error", "message": "it broke", "fingerprint": "broke", **said})
+    raise AssertionError(f"{run_id} is {walk.run(run_id).status}")
+
+
+# --- retries and budgets ---
+
+
+def test_a_failed_run_is_followed_by_another_that_goes_on_from_its_checkpoint(walk: Conducting) -> None:
+    made = walk.begin({**A, "budget": {"retries": 1}}, B, faults={"restarts": 0})
+    walk.tick()
+    first = walk.newest(made, "a").run.id
+    walk.train(first, 1, 5)
+    walk.save(first, 5)
+    walk.tick()
+    broken(walk, made)
+    walk.tick()
+    second = walk.newest(made, "a")
+    assert (second.run.id != first, second.work.continues_id, walk.run(first).status) == (True, first, "failed")
+    assert walk.stages(made)["a"].retries == 1
+    walk.tick(120)
+    attempt = walk.last(second.run.id)
+    plan = walk.backend.attempts[attempt.name].plan
+    assert attempt.resume_step == 5 and plan.environment["TRIMTAB_RESUME_FROM"].endswith(
+        f"{first}/attempt-0001/step-00000005"
+    )
+    assert walk.walk(made) == "succeeded"
+    assert walk.last(second.run.id).first_step == 6
+
+
+def test_when_the_retries_are_used_a_person_is_asked(walk: Conducting) -> None:
+    made = walk.begin({**A, "budget": {"retries": 1}}, faults={"restarts": 0})
+    broken(walk, made)
+    broken(walk, made)
+    walk.tick()
+    held = walk.held(made)
+    assert held.hold == "failed" and "its 1 retries are used" in held.reason and "waits for a person" in held.reason
+    walk.retry(made, "a", fresh=True)
+    assert walk.walk(made) == "succeeded"
+    assert [one.work.no for one in walk.works(made)] == [1, 2, 3]
+
+
+def test_a_wrong_configuration_is_a_persons_matter_at_once(walk: Conducting) -> None:
+    made = walk.begin({**A, "budget": {"retries": 5}})
+    run_id = broken(walk, made, **{"class": "configuration", "exit_code": int(Exit.CONFIG)})
+    walk.tick()
+    assert walk.held(made).hold == "failed"
+    assert [one.run.id for one in walk.works(made)] == [run_id]
+
+
+def test_a_person_who_takes_the_run_up_again_himself_takes_the_stage_with_it(walk: Conducting) -> None:
+    made = walk.begin({**A, "budget": {"retries": 0}}, faults={"restarts": 0})
+    run_id = broken(walk, made)
+    walk.tick()
+    assert walk.held(made).hold == "failed"
+    service.resume(walk.store, run_id, actor="bob", now=walk.clock.now())
+    walk.tick()
+    walk.tick()
+    assert walk.stages(made)["a"].state == "training"
+    assert walk.walk(made) == "succeeded"
+
+
+def test_a_failed_preparation_is_prepared_again(walk: Conducting) -> None:
+    made = walk.begin(
+        {**A, "prepare": [{"name": "text", "job": JOB}], "budget": {"retries": 0}}, faults={"restarts": 0}
+    )
+    broken(walk, made, role="prepare")
+    walk.tick()
+    walk.retry(made, "a")
+    assert walk.walk(made) == "succeeded"
+    assert [(one.work.role, one.work.item) for one in walk.works(made)] == [("prepare", "text")] * 2 + [("train", "")]
+
+
+def test_a_stage_that_used_its_gpu_hours_saves_and_waits(walk: Conducting) -> None:
+    made = walk.begin({**A, "budget": {"gpuHours": 4}})
+    walk.tick()
+    run_id = walk.newest(made, "a").run.id
+    walk.train(run_id, 1, 5)
+    walk.tick(1700)  # 8 GPUs: 3.8 GPU-hours
+    assert walk.stages(made)["a"].state == "training"
+    walk.beat(run_id, 1, 6)
+    walk.tick(200)
+    held = walk.held(made)
+    assert held.hold == "budget" and held.reason.startswith("Stage a has used 4.2")
+    assert walk.run(run_id).desired == "cancel"
+    walk.tick()
+    walk.tick()
+    assert walk.run(run_id).status == "cancelled"
+    walk.retry(made, "a")
+    walk.tick()
+    assert (walk.stages(made)["a"].state, walk.newest(made, "a").work.continues_id) == ("training", run_id)
+    assert walk.look(made).stages[0].used_gpu_h < 0.1
+    assert walk.walk(made) == "succeeded"
+
+
+def test_a_training_that_left_no_checkpoint_is_held_if_anybody_needs_it(walk: Conducting) -> None:
+    made = walk.begin(A, B)
+    walk.tick()
+    run_id = walk.newest(made, "a").run.id
+    walk.train(run_id, 1, 10)
+    walk.finish(run_id)
+    for _ in range(4):
+        walk.tick()
+    assert "left no verified checkpoint" in walk.held(made).reason
+    walk.retry(made, "a")
+    assert walk.walk(made) == "succeeded"
+
+
+def test_a_stopped_run_holds_its_stage(walk: Conducting) -> None:
+    made = walk.begin(A)
+    walk.tick()
+    service.stop(walk.store, walk.newest(made, "a").run.id, actor="bob", now=walk.clock.now())
+    for _ in range(4):
+        walk.tick()
+    assert "was stopped" in walk.held(made).reason
+
+
+def test_a_fresh_retry_trains_with_another_seed(walk: Conducting) -> None:
+    made = walk.begin(APPROVED)
+    walk.walk(made)
+    walk.retry(made, "a", fresh=True)
+    walk.tick()
+    seeds = [one.run.spec["spec"]["train"]["seed"] for one in walk.works(made)]
+    assert (seeds, walk.stages(made)["a"].candidate_hash) == ([0, 1], "")
+    with pytest.raises(LifecycleRefused, match="stage a is training and waits for nobody"):
+        walk.retry(made, "a")
+
+
+# --- pause and cancel ---
+
+
+def _begun(walk: Conducting) -> str:
+    return walk.begin(A, B)
+
+
+def _training(walk: Conducting) -> str:
+    made = walk.begin(A, B)
+    walk.tick()
+    walk.train(walk.newest(made, "a").run.id, 1, 5)
+    return made
+
+
+def _preparing(walk: Conducting) -> str:
+    made = walk.begin({**A, "prepare": [{"name": "text", "job": JOB}]}, B)
+    walk.tick()
+    return made
+
+
+def _evaluating(walk: Conducting) -> str:
+    made = walk.begin(CHECKED, B)
+    walk.walk(made, until="evaluating")
+    walk.tick()
+    return made
+
+
+def _releasing(walk: Conducting) -> str:
+    made = walk.begin(A, {"name": "b", "role": "release"})
+    walk.walk(made, until="releasing")
+    walk.tick()
+    return made
+
+
+def _held(walk: Conducting) -> str:
+    made = walk.begin(APPROVED, B)
+    walk.walk(made)
+    return made
+
+
+def _paused(walk: Conducting) -> str:
+    made = _training(walk)
+    walk.ask(made, "pause")
+    for _ in range(3):
+        walk.tick()
+    assert walk.state(made).status == "paused"
+    return made
+
+
+def _broken(walk: Conducting) -> str:
+    made = walk.begin({**A, "budget": {"retries": 0}}, B, faults={"restarts": 0})
+    broken(walk, made)
+    walk.tick()
+    assert walk.held(made).hold == "failed"
+    return made
+
+
+STATES: dict[str, Callable[[Conducting], str]] = {
+    "waiting": _begun,
+    "preparing": _preparing,
+    "training": _training,
+    "evaluating": _evaluating,
+    "releasing": _releasing,
+    "held": _held,
+    "held, failed": _broken,
+    "paused": _paused,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_lifecycle_is_cancelled_from_every_state(walk: Conducting, state: str) -> None:
+    made = STATES[state](walk)
+    found = {one.state for one in walk.stages(made).values()}
+    assert state in found or state in ("held, failed", "paused")
+    walk.ask(made, "cancel")
+    for _ in range(6):
+        walk.tick()
+    assert walk.state(made).status == "cancelled"
+    assert {one.state for one in walk.stages(made).values()} <= {"cancelled", "passed"}
+    assert all(one.run.status in ("cancelled", "succeeded", "failed") for one in walk.works(made))
+    assert not [name for name, one in walk.backend.attempts.items() if one.state in ("pending", "running")]
+    for verb in ("pause", "resume", "cancel"):
+        with pytest.raises(LifecycleRefused, match="has cancelled"):
+            walk.ask(made, verb)
+
+
+def test_every_state_that_a_stage_may_be_in_can_be_cancelled() -> None:
+    ended = {state for state, after in STAGE.items() if not after}
+    assert ended == {"passed", "failed", "cancelled"}
+    assert all("cancelled" in after for state, after in STAGE.items() if state not in ended)
+
+
+def test_a_paused_lifecycle_begins_nothing_and_goes_on_where_it_was(walk: Conducting) -> None:
+    made = _paused(walk)
+    run_id = walk.newest(made, "a").run.id
+    assert walk.run(run_id).status == "paused"
+    walk.ask(made, "resume")
+    walk.tick()
+    assert walk.state(made).status == "active"
+    assert walk.walk(made) == "succeeded"
+    assert walk.works(made)[0].run.id == run_id
+
+
+def test_a_pause_between_two_stages_holds_the_next_one_back(walk: Conducting) -> None:
+    made = _held(walk)
+    walk.ask(made, "pause")
+    walk.say(made, "a", "approved")
+    for _ in range(3):
+        walk.tick()
+    assert {name: one.state for name, one in walk.stages(made).items()} == {"a": "passed", "b": "waiting"}
+    assert walk.state(made).status == "paused"
+    walk.ask(made, "resume")
+    assert walk.walk(made) == "succeeded"
+
+
+# --- taint ---
+
+
+def test_a_checkpoint_that_is_tainted_later_taints_and_holds_what_was_made_from_it(walk: Conducting) -> None:
+    made = walk.begin(A, B, {"name": "c"})
+    walk.walk(made, until="passed")
+    walk.tick()
+    run_id = walk.newest(made, "b").run.id
+    walk.train(run_id, 1, 5)
+    walk.save(run_id, 5)
+    walk.tick()
+    base = walk.stages(made)["a"].candidate_hash
+    walk.taint(base)
+    for _ in range(4):
+        walk.tick()
+    held = walk.held(made)
+    assert (held.name, held.hold, walk.run(run_id).status) == ("b", "tainted", "cancelled")
+    (saved,) = walk.checkpoints(run_id)
+    assert (saved.state, saved.reason) == ("tainted", f"its stage began from checkpoint {base[:12]}, which is tainted")
+    (told,) = walk.told(made, "stage_held_tainted")
+    assert told.data["level"] == "fault" and "is tainted" in told.sentence
+    with pytest.raises(LifecycleRefused, match="clone the lifecycle from stage a"):
+        walk.retry(made, "b")
+    assert walk.shown(made)["stages"][1]["can"] == []
+    with pytest.raises(LifecycleRefused, match=r"checkpoint .* of stage a is tainted"):
+        walk.clone(made, "b")
+    assert walk.walk(walk.clone(made, "a")) == "succeeded"
+
+
+def test_a_tainted_candidate_is_neither_approved_nor_promoted(walk: Conducting) -> None:
+    made = _held(walk)
+    spoilt = walk.held(made).candidate_hash
+    walk.taint(spoilt)
+    with pytest.raises(LifecycleRefused, match="is tainted: nobody may approve it"):
+        walk.say(made, "a", "approved")
+    with pytest.raises(LifecycleRefused, match="is tainted and cannot be promoted: its state was computed"):
+        walk.promote(made, "base", spoilt)
+    walk.tick()
+    assert walk.held(made).hold == "tainted"
+    walk.retry(made, "a", fresh=True)
+    walk.walk(made)
+    walk.say(made, "a", "approved")
+    assert walk.walk(made) == "succeeded"
+
+
+def test_a_tainted_base_holds_the_stage_that_was_to_begin_from_it(walk: Conducting) -> None:
+    made = walk.begin(
+        A,
+        {"name": "b", "after": ["a"]},
+        APPROVED | {"name": "c", "from": ""},
+        {"name": "d", "after": ["b", "c"], "from": "b"},
+    )
+    walk.walk(made)
+    walk.taint(walk.stages(made)["b"].candidate_hash)
+    walk.say(made, "c", "approved")
+    walk.tick()
+    walk.tick()
+    assert (walk.held(made).name, walk.held(made).hold) == ("d", "tainted")
+
+
+# --- clones, aliases ---
+
+
+def test_a_clone_inherits_what_its_first_stage_needs(walk: Conducting) -> None:
+    made = walk.begin({**A, "promote": "base"}, CHECKED | {"name": "b"}, {"name": "c"})
+    walk.metrics["b"] = {"loss": 3.0}
+    walk.walk(made)
+    base = walk.stages(made)["a"].candidate_hash
+    walk.metrics["b"] = {"loss": 1.0}
+    other = walk.clone(made, "b")
+    inherited = walk.stages(other)["a"]
+    assert (inherited.state, inherited.inherited, inherited.candidate_hash) == ("passed", True, base)
+    assert walk.state(other).parent_id == made
+    assert walk.walk(other) == "succeeded"
+    assert [one.work.stage for one in walk.works(other)] == ["b", "b", "c"]
+    assert walk.newest(other, "b").work.init_hash == base
+    for begin, said in (("c", "stage b is held, only a passed one"), ("z", "has no stage z")):
+        with pytest.raises((LifecycleRefused, LifecycleNotFound), match=said):
+            walk.clone(made, begin)
+
+
+def test_an_alias_moves_by_a_persons_word_and_says_so(walk: Conducting) -> None:
+    made = walk.begin({**A, "promote": "base"}, B)
+    walk.walk(made)
+    base, tuned = (walk.stages(made)[name].candidate_hash for name in ("a", "b"))
+    told = walk.promote(made, "base", tuned[:12])
+    assert dict(told) == {"alias": "base", "owner": "walk", "checkpoint_hash": tuned, "before": base}
+    with walk.store.read() as session:
+        assert [
+            (one.before_hash, one.checkpoint_hash, one.actor) for one in lifecycles.alias_moves(session, "walk")
+        ] == [
+            ("", base, "controller"),
+            (base, tuned, "bob"),
+        ]
+    assert walk.story(made)[-1].startswith(
+        f"Alias base of walk points at checkpoint {tuned[:12]}, before at {base[:12]}"
+    )
+    for wrong, said in (("ab" * 32, "has no checkpoint"), (base[:4], "8 digits at least")):
+        with pytest.raises(LifecycleRefused, match=said):
+            walk.promote(made, "base", wrong)
