@@ -152,7 +152,9 @@ class Preparation:
         lines: list[Line] = []
         policy = self.policy() if self.config.source == "policy" else None
         tails = partial(policy_tails, generate=policy, config=self.config) if policy is not None else None
-        problems = self._problems()
+        problems = [problem for problem in self._problems() if problem.answer]  # some of RLVE's know no answer
+        if not problems:
+            raise ContractError("none of these problems comes with an answer to learn: ask for other environments")
         others = answers_by_environment(problems)
         self._each(problems, lambda part: lines.extend(sft_lines(part, self.config, score, tails, others)))
         shown = [line for line in lines if line["tails"]]

@@ -254,6 +254,19 @@ def test_words_that_a_preparation_would_refuse(data: dict[str, Any], path: str, 
     assert path in [where for where, _ in found] and words in "; ".join(message for _, message in found)
 
 
+def test_problems_without_an_answer_are_not_learned(
+    init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unanswered = [Problem("micro/copy", str(place), "copy ab", "" if place else "ab", 2) for place in range(3)]
+    (tmp_path / "own.jsonl").write_text("".join(problem.to_json() + "\n" for problem in unanswered))
+    one = Attempts(tmp_path, init, monkeypatch)
+    assert one.run(attempt, {"sets": str(tmp_path / "own.jsonl")}) == Exit.DONE
+    assert one.result().metrics["lines"] == 1
+    (tmp_path / "own.jsonl").write_text(unanswered[1].to_json())
+    assert one.run(attempt, {"sets": str(tmp_path / "own.jsonl")}) == Exit.CONFIG
+    assert "comes with an answer" in one.record().error_message
+
+
 def test_a_pack_needs_no_problems() -> None:
     assert prepare_problems({"data": {"kind": "pack"}, "train": {"steps": 1, "length": 64}}) == []
 
