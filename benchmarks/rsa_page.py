@@ -45,6 +45,12 @@ Student's of the mean over the seeds (95 %), the two models of a seed being a pa
 differences being roughly normal. An interval that holds zero is *no effect*.
 """
 
+_UNMEASURED = """
+## Does it pay to train on aggregation prompts?
+
+`make bench NAME=rsa ARGS=--page` trains the models that answer this and writes its figures here. They are not here yet.
+"""
+
 _LIMITS = """
 ## What this does not say
 
@@ -63,7 +69,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def page(lines: Sequence[Line], facts: Line) -> str:
-    """The whole page."""
+    """The whole page; without lines it says that nothing was measured."""
+    if not lines:
+        return "\n".join([_METHOD.rstrip("\n"), _UNMEASURED])
     models = [
         (
             one["seed"],
