@@ -5,6 +5,7 @@ They go with the checkpoint, so that an attempt that resumes tells the whole tra
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -45,7 +46,8 @@ class Figures:
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def state(self) -> dict[str, Any]:
-        return {"first": self.first, "last": self.last, "skipped": self.skipped}
+        """As JSON has it, and no more changed by the steps to come: a manifest is written while training goes on."""
+        return copy.deepcopy({"first": self.first, "last": self.last, "skipped": self.skipped})
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state` gave, read back from JSON."""

@@ -24,6 +24,7 @@ from jobs.zaya.model import ZayaForCausalLM
 from jobs.zaya.optim import FlatOptimizer
 from jobs.zaya.phases import learning_rate, place
 from jobs.zaya.skipstep import NumericsError, SkipStep
+from jobs.zaya.tokens import PAD
 
 if TYPE_CHECKING:
     from jobs.zaya.sharding import ShardedOptimizer
@@ -145,10 +146,10 @@ class Learner:
 
     def _loss(self, rows: Tensor) -> Tensor:
         """This rank's loss; its mean over ranks is the mean over all learned bytes of the step."""
-        logits = self.model(rows[:, :-1]).flatten(0, 1)
-        targets = rows[:, 1:]
+        inputs, targets = rows[:, :-1], rows[:, 1:]
         if self.config.objective == "text":
-            return F.cross_entropy(logits, targets.flatten())
+            return F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
+        logits = self._logits(inputs)
         learned = answers(rows)[:, 1:]
         count = learned.sum()
         if self.world > 1:
@@ -157,13 +158,22 @@ class Learner:
         total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
         return total * self.world / count.clamp_min(1)
 
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """Logits [N, V] of rows that may be padded: padding takes the skip slot and counts for no expert's load."""
+        padding = (inputs == PAD).flatten()
+        count = int(padding.sum())
+        skip = self.balancer.biases.shape[1] - 1
+        routes = torch.where(padding, skip, -1).expand(len(self.routers), -1) if count else None
+        logits: Tensor = self.model(inputs, routes=routes)
+        for router in self.routers:
+            router.tokens_per_expert[skip] -= count
+        return logits.flatten(0, 1)
+
     def _judge(self, loss: float, norm: float, index: int) -> str:
         """Why the step must move nothing; "" when it may, and always without a rule."""
         if self.guard is None:
             return ""
-        if place(index, self.config.schedule) != place(index - 1, self.config.schedule):
-            self.guard.forget()
-        return self.guard.judge(loss, norm, index)
+        return self.guard.judge(loss, norm, index, place(index, self.config.schedule)[0])
 
     def _balance(self, number: int) -> float:
         """Moves the biases along the global batch's loads; returns their MaxVio."""

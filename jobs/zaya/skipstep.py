@@ -32,16 +32,16 @@ class SkipStep:
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.skipped: list[int] = []
+        self.phase = 0
 
-    def forget(self) -> None:
-        """Begins a new window: a phase with other data or another learning rate is not judged by the one before."""
-        self.losses, self.norms, self.skipped = [], [], []
-
-    def judge(self, loss: float, norm: float, index: int) -> str:
+    def judge(self, loss: float, norm: float, index: int, phase: int = 0) -> str:
         """Why the step on a data index must move nothing; "" when it may. Both values are those of all ranks.
 
+        A new phase begins a new window: other data or another learning rate is not judged by what was before.
         Raises NumericsError at the last of `consecutive` such steps in a row, on every rank alike.
         """
+        if phase != self.phase:
+            self.phase, self.losses, self.norms, self.skipped = phase, [], [], []
         reason = self._far(loss, self.losses, "loss") or self._far(norm, self.norms, "gradient norm")
         if not reason:
             self.losses = [*self.losses, loss][-self.rule.window :]
@@ -72,10 +72,11 @@ class SkipStep:
         window[:, : len(self.losses)] = torch.tensor([self.losses, self.norms], dtype=torch.float64)
         skipped = torch.zeros(self.rule.consecutive, dtype=torch.int64)
         skipped[: len(self.skipped)] = torch.tensor(self.skipped, dtype=torch.int64)
-        return {"window": window, "skipped": skipped}
+        return {"window": window, "skipped": skipped, "phase": self.phase}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a state over; a rule with a shorter window than the state's keeps the newest values."""
         losses, norms = ([one for one in row if not math.isnan(one)] for row in state["window"].tolist())
         self.losses, self.norms = losses[-self.rule.window :], norms[-self.rule.window :]
+        self.phase = int(state["phase"])
         self.skipped = [index for index in state["skipped"].tolist() if index]

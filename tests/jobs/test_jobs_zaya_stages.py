@@ -151,3 +151,16 @@ def test_fine_tuning_learns_the_answers(prepared: Path) -> None:
     torch.set_num_threads(1)
     losses = train(Learner(MODEL, config, 0, 1, prepared), 1, 40)
     assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 2
+
+
+def test_padding_is_no_experts_load_and_changes_no_answers_gradient(prepared: Path) -> None:
+    torch.set_num_threads(1)
+    values: dict[str, Any] = {"steps": 4, "sequences": 2, "seed": 3, "objective": "sft", "packing": "single"}
+    long, short = (Learner(MODEL, TrainConfig(length=length, **values), 0, 1, prepared) for length in (64, 20))
+    rows = short.rows.batch(1, 0, 1, 2)
+    assert torch.equal(long.rows.batch(1, 0, 1, 2)[:, :21], rows)
+    done = [one.step(1, 1) for one in (long, short)]
+    assert done[0].loss == pytest.approx(done[1].loss, abs=1e-5)
+    assert done[0].grad_norm == pytest.approx(done[1].grad_norm, abs=1e-4)
+    assert torch.equal(long.counts(), short.counts())
+    assert int(short.counts().sum()) == int((rows[:, :-1] != PAD).sum()) * MODEL.num_hidden_layers
