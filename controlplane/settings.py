@@ -15,7 +15,7 @@ from typing import Any
 PREFIX = "TRIMTAB_"
 FILE = "trimtab.toml"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-BACKENDS = ("local", "kube")
+BACKENDS = ("local", "kube", "ray")
 
 
 class SettingsError(ValueError):
@@ -48,6 +48,10 @@ class Settings:
     kube_queue: str = ""
     kube_ray: bool = False
     kube_node_actuator: bool = False
+    ray_address: str = ""
+    ray_token_file: str = ""
+    ray_runs_path: str = ""
+    ray_runtime_path: str = "/run/trimtab"
     quarantine_share: float = 0.05
     expert_raw_days: int = 7
     expert_eighth_days: int = 30
@@ -83,7 +87,8 @@ HELP: Mapping[str, str] = {
     "tls_cert": "PEM file of the certificate of API and dashboard, with its chain",
     "tls_key": "PEM file of that certificate's key",
     "tls_ca": "PEM file of the authority that the certificate is checked by; empty: those that this machine trusts",
-    "backend": "where attempts run: local (processes of this machine) or kube (Kubernetes Jobs)",
+    "backend": "where attempts run: local (processes of this machine), kube (Kubernetes Jobs) or ray (an existing Ray "
+    "cluster)",
     "kube_config": "kubeconfig file; empty: the service account of the pod that the server runs in",
     "kube_namespace": "namespace of the jobs",
     "kube_image": "image of trainers; empty: each job names its own",
@@ -93,6 +98,11 @@ HELP: Mapping[str, str] = {
     "kube_queue": "Kueue queue of jobs that name none; empty: no queue",
     "kube_ray": "run jobs that ask for Ray as RayJobs; KubeRay has to be there, and the rights for it",
     "kube_node_actuator": "cordon and taint bad nodes in the cluster; its service account must be allowed to",
+    "ray_address": "URL of the Ray cluster's dashboard, http://head:8265",
+    "ray_token_file": "file that holds the Ray cluster's token; empty: the cluster asks for none",
+    "ray_runs_path": "folder of runs and checkpoints that the server and every Ray node mount; empty: `runs` in the "
+    "data folder",
+    "ray_runtime_path": "folder of each Ray node where trainers leave heartbeats and rings for the node's agent",
     "quarantine_share": "share (0 to 1) of the fleet that may leave service in 10 min by itself; 2 nodes always may",
     "expert_raw_days": "days for which expert counts and biases of every step are kept",
     "expert_eighth_days": "days from which on they are kept of every 64th step, before of every 8th; statistics, and "
@@ -161,6 +171,11 @@ def _check(settings: Settings) -> None:
         )
     if settings.backend not in BACKENDS:
         raise SettingsError(f"backend must be {' or '.join(BACKENDS)}, not {settings.backend!r}")
+    if settings.backend == "ray" and not settings.ray_address.startswith(("http://", "https://")):
+        raise SettingsError(
+            "backend ray needs ray_address, the URL of the Ray dashboard (http://head:8265), not "
+            f"{settings.ray_address!r}"
+        )
     if settings.expert_eighth_days < settings.expert_raw_days:
         raise SettingsError(
             f"expert_eighth_days must be {settings.expert_raw_days} (expert_raw_days) or more, not "

@@ -22,7 +22,7 @@ from controlplane.backends.base import (
     StopMode,
 )
 
-_FLAGS = {"kube": "--backend kube", "rayjob": "--backend kube --kube-ray"}
+_FLAGS = {"kube": "--backend kube", "rayjob": "--backend kube --kube-ray", "ray": "--backend ray --ray-address"}
 
 
 def backend_of(backends: Mapping[str, Backend], name: str) -> Backend:

@@ -49,6 +49,7 @@ TAILS_AT_MOST = 64
 """members whose output is asked for their end in one look"""
 REMEMBERED_AT_MOST = 256
 RUN_DRIVER, RUN_KILLER = (f"exec python -m controlplane.backends.ray.{name}" for name in ("driver", "killer"))
+CLEARED: Json = {"code": 137, "termination": None, "reason": "it was killed, its keeper before it"}
 # nothing is installed and nothing uploaded on the way: every node has this package
 _QUIET = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
@@ -145,7 +146,10 @@ class RayBackend:
         return look.told(heard(self._cluster.output(name)))
 
     def _looked_for(self, name: str, said: Told, unseen: Sequence[int]) -> dict[int, Json]:
-        """How members ended of which the driver heard nothing, by index: what stands below their own output."""
+        """How members ended of which the driver heard nothing, by index.
+
+        It stands below their own output, or a killer says that it left nothing of them.
+        """
         found = self._ends.setdefault(name, {})
         if len(self._ends) > REMEMBERED_AT_MOST:
             del self._ends[next(iter(self._ends))]
@@ -157,6 +161,9 @@ class RayBackend:
             end = last_line(output)
             if end is not None:
                 found[index] = end
+        open_ = [one for one in unseen if one not in found]
+        cleared = self._cleared(name) if open_ else set()
+        found |= {one: CLEARED for one in open_ if said.parts[one].node_id in cleared}
         return found
 
     # --- stop, fence ---
@@ -212,14 +219,12 @@ class RayBackend:
         if not unended:
             return True
         ends = self._looked_for(name, said, unended)
-        nodes, cleared = self._cluster.nodes(), self._cleared(name)
-        return all(
-            said.parts[index].node_id in cleared
-            or look.spoken_for(
-                ends.get(index), nodes.by_id().get(said.parts[index].node_id), nodes.head_s, self._gone_s()
-            )
-            for index in unended
-        )
+        lacking = [said.parts[index].node_id for index in unended if index not in ends]
+        if not lacking:
+            return True
+        nodes = self._cluster.nodes()
+        known = nodes.by_id()
+        return all(look.given_up(known.get(one), nodes.head_s, self._gone_s()) for one in lacking)
 
     def _cleared(self, name: str) -> set[str]:
         """Ids of the nodes on which a killer found nothing of the attempt any more."""

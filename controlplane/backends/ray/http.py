@@ -46,7 +46,7 @@ class RayHttp:
 
     def __init__(self, token: Callable[[], str]) -> None:
         self._token = token
-        self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=3.0, read=10.0), retries=False)
+        self._pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=3.0, read=10.0), retries=False, maxsize=8)
 
     def call(self, method: str, address: str, path: str, body: object = None) -> Answer:
         """The answer to one call, whatever its status but 401 and 403. BackendUnavailable when there is none."""

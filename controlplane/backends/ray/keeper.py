@@ -1,9 +1,10 @@
 """Keeps one member of an attempt on a Ray node: starts its launcher, and leaves no process of it behind.
 
-Ray kills a worker without asking, and what the worker had started would go on to write. So the launcher runs under
-this process, in a session that Ray does not know: every orphan below becomes its child (Linux), and when the actor that
-speaks to it is gone, whatever the reason, its standard input ends and it kills everything. Its last line in the
-member's output says that nothing is left. It loads no Ray and bears no variable of the attempt.
+Ray kills a worker without asking, with the worker's children but not theirs, which would go on to write. So the
+launcher runs under this process, which is no child of the worker's any more: every orphan below becomes its own
+(Linux), and when the actor that speaks to it is gone, whatever the reason, its standard input ends and it kills
+everything. Its last line in the member's output says that nothing is left. It loads no Ray and bears no variable of
+the attempt.
 
     python -m controlplane.backends.ray.keeper     reads a request, then `terminate` or `kill`; tells its start, its end
 """
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,13 +41,14 @@ def kill_below() -> None:
             continue
 
 
-def _listen(words: IO[str], launcher: subprocess.Popen[bytes], over: threading.Event) -> None:
+def _listen(words: IO[str], launcher: subprocess.Popen[bytes], killing: threading.Event, over: threading.Event) -> None:
     """Does what the actor says until it is gone; then everything is killed."""
     for word in words:
         if word.strip() == "terminate":
             launcher.terminate()
         elif word.strip() == "kill":
             break
+    killing.set()
     while not over.is_set():
         kill_below()
         over.wait(0.02)
@@ -93,15 +96,29 @@ def keep(request: Json, words: IO[str]) -> Json:
         except OSError as error:
             return _told(log, 126, None, f"the launcher could not be started: {error}")
         print(STARTED, flush=True)
-        over = threading.Event()
-        listener = threading.Thread(target=_listen, args=(words, launcher, over), daemon=True)
+        killing, over = threading.Event(), threading.Event()
+        listener = threading.Thread(target=_listen, args=(words, launcher, killing, over), daemon=True)
         listener.start()
         status = launcher.wait()
         _wait_for_nobody()
         over.set()
-        code = status if status >= 0 else 128 - status
-        reason = f"its launcher was ended by {signal.Signals(-status).name}" if status < 0 else ""
-        return _told(log, code, read_termination(beats), reason)
+        if status >= 0:
+            return _told(log, status, read_termination(beats), "")
+        code, reason = 128 - status, f"its launcher was ended by {signal.Signals(-status).name}"
+        # what was killed by our word says nothing; a launcher that somebody else killed may be why the others end
+        return _told(log, code, None if killing.is_set() else killed(code, reason), reason)
+
+
+def killed(code: int, reason: str) -> Json:
+    """The record of a member that could write none, as its launcher would have written it."""
+    return {
+        "code": code,
+        "class": "killed",
+        "fingerprint": "killed from outside",
+        "message": reason,
+        "first_rank": None,
+        "at_s": time.time(),
+    }
 
 
 def _told(log: IO[bytes], code: int, termination: Json | None, reason: str) -> Json:
@@ -111,7 +128,10 @@ def _told(log: IO[bytes], code: int, termination: Json | None, reason: str) -> J
 
 
 def main() -> int:
-    """Reads the request, keeps the member, answers with its end."""
+    """Leaves its parent, reads the request, keeps the member, answers with its end."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT):

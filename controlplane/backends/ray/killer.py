@@ -13,6 +13,7 @@ import os
 import sys
 from typing import Any
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -20,11 +21,17 @@ from controlplane.backends import processes
 from controlplane.backends.ray.words import KILL, NAMESPACE, said
 
 ANSWER_S = 10.0
+PASSES = 20
 
 
 def clear(name: str) -> int:
     """Kills all of the attempt on the node that this runs on; how many processes of it are left."""
-    processes.kill(name, ())
+    for _ in range(PASSES):
+        processes.kill(name, ())
+        left = processes.everything(name, ())
+        if not left:
+            return 0
+        psutil.wait_procs(left, timeout=ANSWER_S / PASSES)  # what was killed dies in its own time
     return len(processes.everything(name, ()))
 
 
@@ -52,7 +59,9 @@ def kill(name: str, nodes: list[str]) -> None:
         except ray.exceptions.RayError as error:
             print(f"{node} could not be cleared: {error}", flush=True)
             continue
-        if not left:
+        if left:
+            print(f"{node}: {left} processes of {name} do not die", flush=True)
+        else:
             print(said("cleared", node_id=node), flush=True)
 
 

@@ -90,16 +90,23 @@ def judged(
 
 def _member(index: int, part: Part, ends: Mapping[int, Json], nodes: Mapping[str, RayNode]) -> Member:
     end = part.end or ends.get(index)
+    record = _lost(part.lost) if part.lost else None
     if end is not None:
-        reason = str(end["reason"] or part.lost)
-        return Member(index, part.node, False, int(end["code"]), end["termination"], running=False, reason=reason)
+        code, record = int(end["code"]), end["termination"] or record
+        return Member(index, part.node, False, code, record, running=False, reason=str(end["reason"] or part.lost))
     under = nodes.get(part.node_id)
     dead = under is not None and not under.alive
     reason = part.lost or ("" if part.started else "it has not started yet")
     if dead and under is not None:
         reason = f"Ray counts its node as dead{f': {under.message}' if under.message else ''}"
     running = part.started and not part.lost and not dead
-    return Member(index, part.node, True, running=running, reason=reason, stuck=dead)
+    return Member(index, part.node, True, termination=record, running=running, reason=reason, stuck=dead)
+
+
+def _lost(reason: str) -> Json:
+    """The record of a member whose actor Ray lost: the others were then told to end, and it is no end of theirs."""
+    mark = "killed from outside"
+    return {"code": 137, "class": "killed", "fingerprint": mark, "message": reason, "first_rank": None, "at_s": 0.0}
 
 
 def _state(job: Mapping[str, Any], said: Told, members: tuple[Member, ...]) -> tuple[State, str]:
@@ -121,12 +128,12 @@ def _state(job: Mapping[str, Any], said: Told, members: tuple[Member, ...]) -> t
     return "pending", "" if members else "it waits for its nodes"
 
 
-def spoken_for(end: Json | None, node: RayNode | None, head_s: float, gone_s: float) -> bool:
-    """Whether nothing of a member can write any more: it has ended, or Ray gave its node up long enough ago.
+def given_up(node: RayNode | None, head_s: float, gone_s: float) -> bool:
+    """Whether Ray gave a node up so long ago that nothing there can write any more.
 
     A raylet that cannot reach its head for 60 s ends itself, its workers with it, and a keeper ends with its worker.
     `node` is None for one that Ray remembers no more: it forgets only the dead, the oldest of a thousand first.
     """
-    if end is not None or node is None:
+    if node is None:
         return True
     return not node.alive and 0 < node.ended_s <= head_s - gone_s

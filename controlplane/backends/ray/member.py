@@ -71,6 +71,7 @@ class Member:
             env=inherited,
             start_new_session=True,
         )
+        self._keeper.wait()  # it leaves a child behind that is nobody's
         request = {"command": words, "environment": given, "beats": str(self._beats), "log": str(self._log)}
         self._say(json.dumps(request))
         line = self._heard()
@@ -90,7 +91,6 @@ class Member:
 
     def _read(self, line: str) -> Json:
         """The end that a keeper told, or that it could not tell any more."""
-        self._begun().wait()
         return (read_end(json.loads(line)) if line.endswith("\n") else None) or self._clear()
 
     def _clear(self) -> Json:

@@ -1,0 +1,114 @@
+"""What is concluded of a Ray attempt: out of a job's record, a driver's words, members' last lines and nodes. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from controlplane.backends.base import AttemptPlan
+from controlplane.backends.ray import look, words
+from controlplane.backends.ray.cluster import Nodes, RayNode
+
+PLAN = AttemptPlan("run-1", "uid", 1, "hash", ("a", "b"), 2, ("true",), {"X": "1"}, 2, 8, 30.0, ("c",))
+DONE = {"code": 0, "termination": {"class": "done"}, "reason": ""}
+BAD = {"code": 3, "termination": {"class": "error"}, "reason": ""}
+PLACED = [words.said("placed", index=index, node="ab"[index], node_id=f"id-{index}") for index in (0, 1)]
+STARTED = [*PLACED, *(words.said("started", index=index) for index in (0, 1))]
+
+
+def ended(index: int, end: object) -> str:
+    return words.said("ended", index=index, end=end)
+
+
+def node(index: int, *, alive: bool, ended_s: float = 0.0) -> RayNode:
+    return RayNode(f"id-{index}", "ab"[index], alive, index == 0, 8.0, 100.0, ended_s, "" if alive else "no heartbeat")
+
+
+def seen(status: str, lines: list[str], nodes: dict[str, RayNode] | None = None, ends: Any = None) -> Any:
+    job = {"status": status, "metadata": {look.SIZE: "2"}, "submission_id": "run-1", "start_time": 5, "message": "m\nn"}
+    return look.judged("run-1", job, look.told(words.heard("\n".join(lines))), ends or {}, nodes or {}, 9.0)
+
+
+def test_a_plan_comes_through_its_variable() -> None:
+    assert words.read_plan(words.plan_text(PLAN, "/run/x")) == (PLAN, "/run/x")
+    for text in ("{}", "[]", '{"plan": {"name": 1}, "runtime_path": ""}', "not json"):
+        with pytest.raises(ValueError, match=r"plan|Expecting"):
+            words.read_plan(text)
+
+
+def test_lines_that_are_cut_or_somebody_elses_are_skipped() -> None:
+    output = "\n".join(["a warning of Ray's", words.MARK + "[1]", words.MARK + "{}", PLACED[0], PLACED[1][:-4]])
+    assert [word["index"] for word in words.heard(output)] == [0]
+    strange = [words.said("ended", index="x"), words.said("started", index=7), words.said("placed", index=0, node=1)]
+    assert look.told(words.heard("\n".join(strange))).parts == {}
+
+
+def test_the_last_line_of_a_member_is_its_end_and_nothing_else_is() -> None:
+    line = f"step 4\n\n{words.ENDED}{json.dumps(BAD)}\n".encode()
+    assert words.last_line(line) == BAD
+    for other in (b"", b"step 4\n", line[:-20], line + b"more\n", words.ENDED.encode() + b"{}\n"):
+        assert words.last_line(other) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "state"),
+    [
+        ("PENDING", [], "pending"),
+        ("RUNNING", [], "pending"),
+        ("RUNNING", PLACED, "pending"),
+        ("RUNNING", STARTED[:3], "pending"),
+        ("RUNNING", STARTED, "running"),
+        ("RUNNING", [*STARTED, ended(0, DONE)], "running"),
+        ("RUNNING", [*STARTED, ended(0, DONE), ended(1, DONE)], "succeeded"),
+        ("SUCCEEDED", [*STARTED, ended(0, DONE), ended(1, DONE)], "succeeded"),
+        ("RUNNING", [*STARTED, ended(1, BAD)], "failed"),
+        ("RUNNING", [*STARTED, words.said("lost", index=0, reason="gone")], "failed"),
+        ("STOPPED", STARTED, "failed"),
+        ("FAILED", [], "failed"),
+        ("SUCCEEDED", [], "failed"),
+    ],
+)
+def test_a_gang_runs_whole_and_ends_with_its_first_failure(status: str, lines: list[str], state: str) -> None:
+    assert seen(status, lines).state == state
+
+
+def test_reasons_name_the_member_or_repeat_what_was_said() -> None:
+    assert seen("RUNNING", [*STARTED, ended(1, BAD)]).reason == "member 1 on b ended with code 3"
+    assert "Ray lost member 0 on a" in seen("RUNNING", [*STARTED, words.said("lost", index=0, reason="gone")]).reason
+    refused = [words.said("refused", reason="the Ray cluster has no node b")]
+    assert seen("FAILED", refused).reason == "the Ray cluster has no node b"
+    assert seen("FAILED", []).reason == "Ray says FAILED: m"
+
+
+def test_a_member_whose_end_nobody_heard_counts_as_alive() -> None:
+    first, second = seen("FAILED", STARTED, {"id-1": node(1, alive=False)}, {0: BAD}).members
+    assert (first.alive, first.exit_code) == (False, 3)
+    assert (second.alive, second.running, second.stuck) == (True, False, True) and "no heartbeat" in second.reason
+
+
+def test_a_member_that_ray_lost_is_blamed_before_those_that_were_told_to_end() -> None:
+    lost = [*STARTED, words.said("lost", index=1, reason="its worker died"), ended(0, BAD)]
+    member = seen("RUNNING", lost).members[1]
+    assert (member.termination or {})["class"] == "killed" and (member.termination or {})["at_s"] == 0.0
+
+
+def test_a_node_that_ray_gave_up_is_waited_out() -> None:
+    dead = node(1, alive=False, ended_s=1000.0)
+    assert not look.given_up(dead, 1089.0, 90.0) and look.given_up(dead, 1090.0, 90.0)
+    assert not look.given_up(node(1, alive=True), 9999.0, 90.0)
+    assert not look.given_up(dead, 0.0, 90.0), "a head without a clock proves nothing"
+    assert look.given_up(None, 1.0, 90.0)
+
+
+def test_of_two_raylets_of_one_name_the_living_or_younger_counts() -> None:
+    old, new = node(0, alive=False, ended_s=150.0), RayNode("id-9", "a", True, True, 8.0, 160.0, 0.0, "")
+    nodes = Nodes((new, old), 200.0)
+    assert nodes.alive() == {"a": new} and nodes.head_age_s() == 40.0
+    assert Nodes((old,), 200.0).head_age_s() == 0.0 and Nodes((new,), 0.0).head_age_s() == 0.0
+
+
+def test_a_node_is_called_by_its_label_first() -> None:
+    assert words.node_name("10.0.0.7", {words.NODE_LABEL: "mi300-7"}) == "mi300-7"
+    assert words.node_name("mi300-7", {}) == "mi300-7"
