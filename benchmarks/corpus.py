@@ -129,12 +129,16 @@ def _zeroed(run: Run, step: int) -> None:
         run.resume(keep=False)
 
 
+def every_topic() -> bytes:
+    """The documentation whole: nothing of a corpus run is held out."""
+    return data.documentation() + data.held_out()["python-docs"]
+
+
 def _other_mix(run: Run, step: int) -> None:
     """From prose alone to prose and hexadecimal dumps, half of the bytes each."""
     if step == run.recipe.onset:
-        prose = run.learner.text.bytes
-        dumps = torch.frombuffer(bytearray(data.documentation().hex().encode()), dtype=torch.uint8)
-        run.learner.text.bytes = torch.cat([prose, dumps[: len(prose)]])
+        prose = every_topic()
+        run.learner.rows = data.Text(prose + prose.hex().encode()[: len(prose)], LENGTH, run.recipe.seed)
 
 
 def _skewed(run: Run, step: int) -> None:
@@ -215,6 +219,7 @@ def train(recipe: Recipe) -> dict[str, NDArray[Any]]:
         balancing_rate=recipe.rate,
     )
     run = Run(Learner(SHAPE, settings, 0, 1), recipe)
+    run.learner.rows = data.Text(every_topic(), LENGTH, recipe.seed)
     plant = SCENARIOS[recipe.scenario][0]
     choices = Choices(run.learner.routers)
     return _stacked(list(_steps(run, plant, choices)))

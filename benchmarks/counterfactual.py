@@ -124,7 +124,7 @@ def design_of(record: Arrays) -> NDArray[np.float64]:
 def frozen_gain(one: Learner) -> list[float]:
     """The gain [L] of a router at rest, mean of its experts: Δp ÷ (p·(1 − p)·Δb), the bias of an expert moved
     up and down in all layers at once."""
-    batches = [one.text.batch(10_000_000 + index, 0, 1, SEQUENCES) for index in range(GAIN_BATCHES)]
+    batches = [one.rows.batch(10_000_000 + index, 0, 1, SEQUENCES) for index in range(GAIN_BATCHES)]
 
     def shares(expert: int, by: float) -> NDArray[np.float64]:
         one.balancer.biases[:, expert] += by
