@@ -21,7 +21,7 @@ from controlplane.store import runs as rows
 from controlplane.store.base import RUN_STATUSES
 from controlplane.store.engine import Joined, Session
 from controlplane.store.tables import Run
-from jobs.spec import SpecError, load_template, parse_job, templates
+from jobs.spec import JobSpec, SpecError, load_preset, load_template, parse_job, presets, templates
 
 router = APIRouter(tags=["runs"])
 Json = dict[str, Any]
@@ -280,19 +280,19 @@ def announce(request: Request, parts: Parts, caller: Caller, run_id: str, body: 
 
 @router.get("/templates")
 def list_templates(_parts: Parts, _caller: Viewer) -> Json:
-    """The jobs that ship."""
-    return {"templates": [_template(name) for name in templates()]}
+    """The jobs that ship, and presets: jobs for trainers that are not ours, to be filled in."""
+    found = [_shown(name, load_preset(name)) for name in presets()]
+    return {"templates": [_shown(name, load_template(name)) for name in templates()], "presets": found}
 
 
 @router.get("/templates/{name}")
 def template(_parts: Parts, _caller: Viewer, name: str) -> Json:
-    """One job that ships, as a mapping and as YAML."""
+    """One job that ships, or one preset, as a mapping and as YAML."""
     try:
-        return _template(name)
+        return _shown(name, load_preset(name) if name in presets() else load_template(name))
     except SpecError as error:
         raise not_found("template", name) from error
 
 
-def _template(name: str) -> Json:
-    spec = load_template(name)
+def _shown(name: str, spec: JobSpec) -> Json:
     return {"name": name, "job": spec.name, "stage": spec.spec.stage, "spec": spec.to_dict(), "yaml": spec.to_yaml()}

@@ -112,7 +112,7 @@ def read_rows(
             attempts=attempts,
             decision=runs.open_decision(session, run_id),
             saved=runs.checkpoints(session, run_id),
-            beats=[_beat(beat, max(0.0, heard_s - max(beat.received_s, since_s))) for beat in beats],
+            beats=[_beat(beat, _silent_s(beat, heard_s, since_s)) for beat in beats],
             excluded=runs.excluded_nodes(session, run_id, now=now, ttl_s=ttl_s),
             wish=_wish(asked.data) if asked is not None else None,
             role=work.role if work is not None else "",
@@ -129,6 +129,11 @@ def continued(session: Session, run_id: str | None) -> tuple[Saved, ...]:
     older = continued(session, work.continues_id) if work is not None else ()
     attempts = [attempt_of(one) for one in runs.attempts(session, run_id)]
     return tuple(replace(one, attempt_no=0) for one in lineage([*older, *own], way(attempts)))
+
+
+def _silent_s(row: Heartbeat, heard_s: float, since_s: float) -> float:
+    """How long a rank has said nothing; of a job that writes no heartbeats nothing follows from its silence."""
+    return 0.0 if heartbeats.told(row) is not None else max(0.0, heard_s - max(row.received_s, since_s))
 
 
 def _beat(row: Heartbeat, silent_s: float) -> Beat:
