@@ -312,8 +312,11 @@ def test_a_process_of_its_own_survives_a_killed_actor_and_stops_when_told(source
         )
     try:
         _wait(lambda: "step 1:" in log.read_text(), child)
-        os.kill(json.loads((tmp_path / "attempt-0001" / PIDS).read_text())["pids"][0], signal.SIGKILL)
-        _wait(lambda: "step" in log.read_text().partition("was replaced")[2].replace("step", "", 1), child)
+        pids = tmp_path / "attempt-0001" / PIDS
+        first = json.loads(pids.read_text())["pids"]
+        os.kill(first[0], signal.SIGKILL)
+        _wait(lambda: "\nstep" in log.read_text().partition("was replaced")[2].partition("\nstep")[2], child)
+        assert json.loads(pids.read_text())["pids"] != first
         child.send_signal(signal.SIGTERM)
         assert child.wait(timeout=60) == Exit.SAVED, log.read_text()
     finally:

@@ -140,6 +140,7 @@ class Job:
                 self.pool.close()
 
     def _note_pids(self) -> None:
+        self.noted = self.pool.restarts
         pids = self.pool.pids()
         print(f"rollout actors: {', '.join(map(str, pids))}", flush=True)
         self.environment.checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -169,6 +170,8 @@ class Job:
         begun, number = time.perf_counter(), self.step + 1
         self.beat.phase("rollout")
         taken = self.batches.take(number, self._stopped, lambda: self.beat.phase("rollout"))
+        if self.pool.restarts != self.noted:
+            self._note_pids()
         rolled = time.perf_counter() - begun
         self.beat.phase("train")
         done = self.learner.step(taken.teaching, number)
