@@ -6,7 +6,7 @@ Streamlit runs this file for every viewer and every rerun; it imports pages and 
 import streamlit as st
 
 from dashboards import theme
-from dashboards.views import experts, fleet, incident, incidents, job, jobs, now, submit
+from dashboards.views import experts, fleet, incident, incidents, job, jobs, lifecycle, lifecycles, now, submit
 
 STATIC = theme.STATIC
 
@@ -19,6 +19,8 @@ pages = {
     "fleet": st.Page(fleet.page, title="Fleet", url_path="fleet"),
     "jobs": st.Page(jobs.page, title="Jobs", url_path="jobs"),
     "job": st.Page(job.page, title="Job", url_path="job", visibility="hidden"),
+    "lifecycles": st.Page(lifecycles.page, title="Lifecycles", url_path="lifecycles"),
+    "lifecycle": st.Page(lifecycle.page, title="Lifecycle", url_path="lifecycle", visibility="hidden"),
     "experts": st.Page(experts.page, title="Experts", url_path="experts"),
     "submit": st.Page(submit.page, title="Submit", url_path="submit"),
     "incidents": st.Page(incidents.page, title="Incidents", url_path="incidents"),

@@ -93,19 +93,25 @@ def link(kind: str, ident: object, run: str = "") -> str:
 
 
 def stage_bar(run: Row) -> str:
-    """The lifecycle's stages; the one under way is filled as far as its steps are done."""
+    """The lifecycle's stages, each a link to itself there; the one under way is filled as far as its steps are done."""
     stages = run.get("stages") or [run.get("stage") or "run"]
+    lifecycle = (run.get("lifecycle") or {}).get("id")
     progress = run.get("progress")
     cells, done = [], _steps_done(run)
     for stage in stages:
         current = stage == run.get("stage")
         share = 100.0 * float(progress) if current and progress is not None else 0.0
+        name = f"<b>{escape(str(stage))}</b>"
+        if lifecycle:
+            address = escape(href("lifecycle", {"lifecycle": lifecycle, "stage": stage}))
+            name = f'<a href="{address}" target="_self">{name}</a>'
         cells.append(
             f'<div class="tt-stage{" tt-current" if current else ""}"><div class="tt-stage-bar">'
             f'<i style="width:{min(max(share, 0.0), 100.0):.2f}%"></i></div>'
-            f'<div class="tt-stage-name"><b>{escape(str(stage))}</b> {escape(done if current else "")}</div></div>'
+            f'<div class="tt-stage-name">{name} {escape(done if current else "")}</div></div>'
         )
-    return f'<div class="tt-stages" role="img" aria-label="{escape(done)}">{"".join(cells)}</div>'
+    role = "group" if lifecycle else "img"
+    return f'<div class="tt-stages" role="{role}" aria-label="{escape(done)}">{"".join(cells)}</div>'
 
 
 def _steps_done(run: Row) -> str:

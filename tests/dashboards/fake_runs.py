@@ -44,7 +44,7 @@ class FakeApi:
 
     def writes(self) -> list[Call]:
         """The requests that change something; a validation changes nothing."""
-        return [call for call in self.calls if call.method != "GET" and call.path != "runs/validate"]
+        return [call for call in self.calls if call.method != "GET" and not call.path.endswith("/validate")]
 
     def answer(self, call: Call) -> tuple[int, Any]:
         """The answer to one request; 404 as a problem document where there is none."""

@@ -1,0 +1,175 @@
+"""The Lifecycles page: every lifecycle in one table, those that wait for a person first; and a new one from a plan.
+
+Why it exists: the list answers "does anything wait for me" and "how far is it" without opening anything. `?new=toy`
+(a template, or `paste`) opens the form in its place.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import streamlit as st
+
+from dashboards import data, markup, theme, words
+from dashboards.views import lifecycle_submit, lifecycle_track
+from dashboards.views import lifecycle_words as lw
+from dashboards.views.job_cards import glyph_chip
+
+Row = Mapping[str, Any]
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "all": (),
+    "live": ("active", "paused"),
+    "needs a person": ("active", "paused"),
+    "ended": lw.ENDED,
+}
+LIMIT = 100
+COSTED = 12  # so many rows show their cost; each needs the lifecycle whole
+ENDED_TTL_S, LIVE_TTL_S = 120.0, 9.0
+HEADS = (
+    ("name", ""),
+    ("state", ""),
+    ("stages", "tt-nowrap"),
+    ("stage under way", ""),
+    ("progress", "tt-nowrap"),
+    ("GPU-hours", "tt-num"),
+    ("lost", "tt-num"),
+    ("by", "tt-muted"),
+    ("age", "tt-num tt-muted"),
+)
+
+
+def page() -> None:
+    """Draw the list, or the form when the address asks for a new one."""
+    theme.style("jobs.css", "lifecycle.css")
+    if st.query_params.get("new"):
+        lifecycle_submit.draw(str(st.query_params["new"]))
+        return
+    _head()
+    _list()
+
+
+def _head() -> None:
+    with theme.head_row():
+        theme.title("", "", "Lifecycles", None, "stages with gates, from pretraining to a release")
+        st.segmented_control(
+            *("Show", list(GROUPS)),
+            key="group",
+            default="all",
+            bind="query-params",
+            required=True,
+            label_visibility="collapsed",
+        )
+        to = ("lifecycles", {"new": lifecycle_submit.PASTE})
+        st.button("New lifecycle", type="primary", key="lifecycles_new", on_click=theme.go, args=to)
+        theme.live_badges()
+
+
+@st.fragment(run_every=5)
+def _list() -> None:
+    answer = theme.load("lifecycles", limit=LIMIT)
+    if answer is None:
+        return
+    rows = answer.get("lifecycles") or []
+    if not rows:
+        _none_yet()
+        return
+    group = str(st.session_state.get("group") or "all")
+    found = chosen(rows, group)
+    if not found:
+        theme.empty(f"None of {words.plural(len(rows), 'lifecycle')} matches this filter.")
+        return
+    whole = {str(row["id"]): _whole(row) for row in found[:COSTED]}
+    st.html(f'<div class="tt-scroll">{list_table(found, whole, data.now())}</div>')
+    if answer.get("next"):
+        st.html(f'<p class="tt-muted">The newest {LIMIT} lifecycles are shown.</p>')
+
+
+def _whole(row: Row) -> Row:
+    """A lifecycle with its costs and progress; what was read before, or nothing, while it cannot be read."""
+    path = f"lifecycles/{row['id']}"
+    try:
+        found: Row = data.get(path, ttl_s=ENDED_TTL_S if row.get("status") in lw.ENDED else LIVE_TTL_S)
+    except data.ApiError:
+        return data.last(path) or {}
+    return found
+
+
+def _none_yet() -> None:
+    """Why the list is empty: the templates that ship, each opening the form, and the same in a terminal."""
+    templates = (theme.load("lifecycle-templates") or {}).get("templates") or []
+    theme.empty("No lifecycle has been submitted yet.", "Paste a plan", "lifecycles", {"new": "paste"})
+    if not templates:
+        return
+    theme.section("Templates", "each opens with its plan, its stages and what the server says of it")
+    st.html(f'<div class="tt-scroll">{template_table(templates)}</div>')
+    theme.section("Same in a terminal", "--dry-run only says what would happen")
+    st.code(f"trimtab lifecycle submit {templates[0]['name']} --dry-run", language="bash")
+
+
+def template_table(templates: Sequence[Row]) -> str:
+    """The templates that ship, with the stages of each."""
+    heads = (("template", ""), ("lifecycle", "tt-muted"), ("stages", ""))
+    body = [
+        (
+            markup.link(one.get("name"), "lifecycles", {"new": one.get("name")}, "tt-strong"),
+            escape(str(one.get("lifecycle") or "")),
+            escape(" → ".join(str(name) for name in one.get("stages") or ())),
+        )
+        for one in templates
+    ]
+    return markup.table(heads, body)
+
+
+def chosen(rows: Sequence[Row], group: str) -> list[Row]:
+    """The lifecycles of a group: those that wait for a person first, then what is open, then the newest."""
+    states = GROUPS.get(group, ())
+    kept = [row for row in rows if not states or row.get("status") in states]
+    if group == "needs a person":
+        kept = [row for row in kept if row.get("waits_for_person")]
+
+    def urgency(row: Row) -> tuple[bool, bool, float]:
+        open_ = row.get("status") not in lw.ENDED
+        return (not row.get("waits_for_person"), not open_, -float(row.get("created_s") or 0.0))
+
+    return sorted(kept, key=urgency)
+
+
+def list_table(rows: Sequence[Row], whole: Mapping[str, Row], now_s: float) -> str:
+    """The lifecycles as a table; each name opens its page."""
+    return markup.table(HEADS, [_row(row, whole.get(str(row["id"])) or {}, now_s) for row in rows], "tt-lifecycles")
+
+
+def _row(row: Row, whole: Row, now_s: float) -> tuple[str, ...]:
+    level, sign, text = lw.status_words(row)
+    stages = row.get("stages") or ()
+    current = next((one for one in stages if one.get("name") == row.get("stage")), None)
+    where = {"lifecycle": row.get("id")}
+    told = ""
+    if current is not None and row.get("status") not in lw.ENDED:
+        at = {**where, "stage": current["name"]}
+        told = f"{markup.link(current['name'], 'lifecycle', at)} {glyph_chip(*lw.stage_words(current))}"
+    cost = whole.get("cost") or {}
+    created = row.get("created_s")
+    return (
+        markup.link(row.get("name"), "lifecycle", where, "tt-strong"),
+        f'<span title="{escape(str(row.get("reason") or ""))}">{glyph_chip(level, sign, text)}</span>',
+        lifecycle_track.small(stages),
+        told,
+        _progress(whole, row),
+        lw.gpu_hours(cost.get("used_gpu_h")),
+        lw.gpu_hours(cost.get("lost_gpu_h")),
+        escape(str(row.get("created_by") or "")),
+        words.age(now_s - float(created) if created else None),
+    )
+
+
+def _progress(whole: Row, row: Row) -> str:
+    """A bar and its step while a run is at work; nothing to show otherwise."""
+    none: Row = {}
+    stage = next((one for one in whole.get("stages") or () if one.get("name") == row.get("stage")), none)
+    progress = stage.get("progress") or {}
+    if stage.get("state") not in lw.AT_WORK:
+        return ""
+    share = min(max(float(progress.get("share") or 0.0), 0.0), 1.0)
+    return f'<span class="tt-progress"><i style="width:{100 * share:.1f}%"></i></span>{escape(lw.far(progress))}'
