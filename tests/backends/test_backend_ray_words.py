@@ -79,7 +79,17 @@ def test_reasons_name_the_member_or_repeat_what_was_said() -> None:
     assert "Ray lost member 0 on a" in seen("RUNNING", [*STARTED, words.said("lost", index=0, reason="gone")]).reason
     refused = [words.said("refused", reason="the Ray cluster has no node b")]
     assert seen("FAILED", refused).reason == "the Ray cluster has no node b"
-    assert seen("FAILED", []).reason == "Ray says FAILED: m"
+    assert seen("FAILED", []).reason == "Ray says FAILED: n", "the last line of a traceback"
+    assert seen("STOPPED", STARTED).reason == "Ray says STOPPED: m"
+
+
+def test_a_driver_that_placed_nobody_says_why_in_a_record() -> None:
+    refused = [words.said("refused", reason="the Ray cluster has no node b")]
+    for lines, kind, message in ((refused, "never_started", "has no node b"), ([], "error", "FAILED: n")):
+        (member,) = seen("FAILED", lines).members
+        assert not member.alive and (member.termination or {})["class"] == kind
+        assert message in str((member.termination or {})["message"])
+    assert seen("STOPPED", []).members == ()
 
 
 def test_a_member_whose_end_nobody_heard_counts_as_alive() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from controlplane.backends.base import Member, Observation, State
 from controlplane.backends.ray.cluster import OVER, RayNode
 from controlplane.backends.ray.words import read_end
-from jobs.contract import is_text, is_whole
+from jobs.contract import fingerprint, is_text, is_whole
 
 Json = dict[str, Any]
 SIZE, RUN, ATTEMPT, SPEC = "trimtab-size", "trimtab-run", "trimtab-attempt", "trimtab-spec"
@@ -85,7 +85,18 @@ def judged(
     """The observation. `ends`: of members that the driver did not hear; `nodes`: by id, empty if nobody had to ask."""
     members = tuple(_member(index, part, ends, nodes) for index, part in sorted(said.parts.items()))
     state, reason = _state(job, said, members)
+    if job.get("status") == "FAILED" and not members:
+        members = (_nobody(job, said, reason),)
     return Observation(name, state, now, uid(job), members, reason)
+
+
+def _nobody(job: Mapping[str, Any], said: Told, reason: str) -> Member:
+    """In place of the members of a driver that placed none: what it failed of, where an end is looked for."""
+    code = job.get("driver_exit_code")
+    code = code if is_whole(code) else 1
+    kind = "never_started" if said.refused else "killed" if code < 0 else "error"
+    record = {"code": code, "class": kind, "fingerprint": fingerprint(kind, reason), "message": reason}
+    return Member(0, "", False, code, record | {"first_rank": None, "at_s": 0.0}, running=False, reason=reason)
 
 
 def _member(index: int, part: Part, ends: Mapping[int, Json], nodes: Mapping[str, RayNode]) -> Member:
@@ -121,8 +132,10 @@ def _state(job: Mapping[str, Any], said: Told, members: tuple[Member, ...]) -> t
     if whole and not any(one.alive for one in members):
         return "succeeded", ""
     if status in OVER:
-        first = str(job.get("message") or "").partition("\n")[0]
-        return "failed", said.refused or f"Ray says {status}: {first}"
+        lines = str(job.get("message") or "").strip().splitlines()
+        # without members the output is a traceback, and its last line says it; with them Ray's own first line does
+        word = (lines[0] if members else lines[-1]) if lines else "nothing more"
+        return "failed", said.refused or f"Ray says {status}: {word}"
     if whole and all(said.parts[one.index].started for one in members):
         return "running", ""
     return "pending", "" if members else "it waits for its nodes"
