@@ -15,7 +15,7 @@ from controlplane.runs.states import ENDED
 from controlplane.services import advising, views_incidents
 from controlplane.store import heartbeats, incidents, nodes, runs, steps
 from controlplane.store.engine import Session
-from controlplane.store.steps import UNKNOWN, StepRecords
+from controlplane.store.steps import StepRecords
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Run
 from jobs.lifecycle import parse_lifecycle
 from jobs.spec import load_template, parse_job, templates
@@ -123,7 +123,7 @@ def per_step(records: StepRecords) -> dict[str, Any]:
 
 def finite(value: float) -> float | None:
     """A number for JSON; None for what is none or was never told."""
-    return float(value) if np.isfinite(value) and value != UNKNOWN else None
+    return float(value) if np.isfinite(value) and steps.is_known(value) else None
 
 
 def step_series(session: Session, run_id: str, *, points: int = 800) -> Json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,8 +18,9 @@ from controlplane.store.compression import FAST, SMALL
 from controlplane.store.engine import Store
 from controlplane.store.tables import StepChunk
 
-UNKNOWN = -sys.float_info.max
-"""stands for a loss, norm or rate that nobody told: finite, so that no rule takes it for a number that went wrong"""
+UNKNOWN = -1e300
+"""stands for a loss, norm or rate that nobody told: finite, so that no rule takes it for a number that went wrong, and
+small enough that a mean over a million ranks, one of which did not tell, still shows it"""
 CODEC = "arrays1"
 MERGED_RECORDS = 1024
 _WHOLE = ("step", "rank", "tokens", "data_position")
@@ -41,6 +41,11 @@ class StepRecords:
     grad_norm: NDArray[np.float64]
     step_seconds: NDArray[np.float64]
     learning_rate: NDArray[np.float64]
+
+
+def is_known(value: float) -> bool:
+    """Whether a number of a record, or a mean of such, was told by all."""
+    return value > UNKNOWN / 1e10
 
 
 def add(session: Session, records: Sequence[StepRecord]) -> None:
