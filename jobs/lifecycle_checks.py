@@ -18,7 +18,20 @@ from jobs.spec import of_workload
 Map = Mapping[str, Any]
 METRICS: Mapping[str, frozenset[str]] = {
     "jobs.zaya.evaluate": frozenset(
-        ["loss", "pass@1", "maj", "rsa", "constant_baseline", "tokens_per_problem", "max_vio", "proxy", "gold"]
+        (
+            "loss",
+            "code_loss",
+            "max_vio",
+            "pass@1",
+            "maj",
+            "rsa",
+            "constant_baseline",
+            "tokens_per_problem",
+            "plain_tokens_per_problem",
+            "problems",
+            "proxy",
+            "gold",
+        )
     )
 }
 """By the module that an evaluation runs: the metrics that it can give; one of a part is `part/metric`."""
