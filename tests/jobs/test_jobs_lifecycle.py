@@ -278,7 +278,7 @@ def test_what_is_no_requirement_is_refused(text: str) -> None:
 
 
 def test_a_role_follows_from_the_command_where_none_is_given() -> None:
-    release = {"role": None, "job": {**JOB, "command": ["python", "-m", "jobs.zaya.release"]}}
+    release = {"role": None, "job": {"command": ["python", "-m", "jobs.zaya.release"], "train": {"steps": 1}}}
     assert parse_lifecycle(plan(release=release)).stage("release").role == "release"
     evaluate = {"job": EVALUATION, "gate": {"require": ["rsa > maj"]}}
     assert parse_lifecycle(plan(side=evaluate)).stage("side").role == "evaluate"
