@@ -11,6 +11,7 @@ from controlplane.runs import lifecycle_again
 from controlplane.runs.lifecycle_gates import Found, Verdict, judge, short
 from controlplane.runs.lifecycle_states import APPROVABLE, AT_WORK, LIFECYCLE_ENDED, STAGE_ENDED
 from controlplane.runs.lifecycle_view import (
+    Again,
     Begin,
     Keep,
     Kept,
@@ -95,8 +96,7 @@ def _stage(view: PlanView, stage: StageView) -> PlanMove:
     if spent is not None:
         return spent
     if stage.wish is not None:
-        # what still runs of it ends first
-        return Rest() if view.desired != "run" else lifecycle_again.move(stage, stage.wish)
+        return _again(view, stage, stage.wish)
     if stage.state == "held":
         return _held(stage)
     return _at_work(view, stage)
@@ -141,6 +141,15 @@ def _spent(stage: StageView) -> MoveStage | None:
     words = f"Stage {stage.name} has used {stage.used_gpu_h:.2f} of {limit:g} GPU-hours: its run saves and ends."
     stop = tuple(one.id for one in live if one.desired != "cancel")
     return MoveStage(stage.name, "held", words, hold="budget", level="warn", stop=stop)
+
+
+def _again(view: PlanView, stage: StageView, wish: Again) -> PlanMove:
+    """What a person asked for, once what ran before has ended; not what has become impossible since."""
+    why = lifecycle_again.refuses(stage, wish)
+    if why:
+        words = f"Stage {stage.name} cannot be tried again as {wish.actor} asked: {why}."
+        return MoveStage(stage.name, stage.state, words, hold=stage.hold, level="warn")
+    return lifecycle_again.move(stage, wish) if view.desired == "run" else Rest()
 
 
 def _held(stage: StageView) -> PlanMove:

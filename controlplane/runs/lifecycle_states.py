@@ -33,7 +33,8 @@ STAGE: Mapping[str, frozenset[str]] = {
 
 LIFECYCLE: Mapping[str, frozenset[str]] = {
     "active": frozenset({"paused", "succeeded", "failed", "cancelled"}),
-    "paused": frozenset({"active", "cancelled"}),
+    # what was under way when it was paused may be the last of it
+    "paused": frozenset({"active", "succeeded", "failed", "cancelled"}),
     "succeeded": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),

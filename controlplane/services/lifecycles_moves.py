@@ -109,6 +109,7 @@ def _move(session: Session, found: Executed, row: LifecycleStage, move: MoveStag
     _set_candidate(row, move.candidate)
     if move.verdict is not None:
         row.verdict = move.verdict.as_dict()
+    row.wish = None  # it was of the state that is left
     lifecycles.move_stage(row, move.state, reason=move.sentence, now=now, hold=move.hold)
     _stop(session, move.stop, move.sentence.rstrip("."), now)
     kind = f"stage_{move.state}_{move.hold}" if move.hold else f"stage_{move.state}"

@@ -1,0 +1,107 @@
+"""Lifecycles on both databases: walked to their end, tainted, listed; an approval is used once, a run numbered once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controlplane.services import lifecycles_lineage
+from controlplane.store import lifecycles
+from controlplane.store.engine import Store, StoreConflict
+from controlplane.store.tables import StageRun
+from tests.runs.conducting import Conducting, gate
+
+
+@pytest.fixture
+def walk(store: Store, tmp_path: Path) -> Conducting:
+    return Conducting(store, tmp_path)
+
+
+def test_a_lifecycle_walks_and_its_lineage_is_told(walk: Conducting) -> None:
+    made = walk.begin({"name": "a", "gate": gate("loss < 2.6"), "promote": "base"}, {"name": "b"})
+    assert walk.walk(made) == "succeeded"
+    base, tuned = (walk.stages(made)[name].candidate_hash for name in ("a", "b"))
+    walk.taint(base)
+    walk.tick()
+    with walk.store.read() as session:
+        found = lifecycles.get(session, "walk")
+        assert found is not None and found.id == made
+        told = lifecycles_lineage.graph(session, found)
+        assert lifecycles.made_from_tainted(session) == []
+    nodes = {one["hash"]: one for one in told["nodes"]}
+    assert {hash_: (one["stage"], one["tainted"], one["aliases"]) for hash_, one in nodes.items()} == {
+        base: ("a", True, ["base"]),
+        tuned: ("b", True, []),
+    }
+    assert told["edges"] == [{"from": base, "to": tuned, "kind": "init"}]
+    assert [(one["stage"], one["tainted"], one["metrics"].get("loss")) for one in told["stages"]] == [
+        ("a", True, 2.0),
+        ("b", True, None),
+    ]
+
+
+def test_lifecycles_come_newest_first_and_by_pages(walk: Conducting) -> None:
+    made = []
+    for number in range(3):
+        made.append(walk.begin({"name": "a"}, name=f"walk-{number}"))
+        walk.clock.advance(1.0)
+    with walk.store.read() as session:
+        first = lifecycles.listed(session, limit=2)
+        second = lifecycles.listed(session, limit=2, before=first[-1].id)
+        assert [one.id for one in [*first, *second]] == made[::-1]
+        assert lifecycles.listed(session, ("succeeded",)) == []
+        assert lifecycles.unfinished(session) == made
+        assert lifecycles.newest(session, "walk-1", before_s=walk.clock.now()) is not None
+        assert lifecycles.newest(session, "walk-0", before_s=0.0) is None
+
+
+def test_an_approval_is_used_once(walk: Conducting) -> None:
+    made = walk.begin({"name": "a", "gate": gate(approval=True)})
+    with walk.store.write() as session:
+        words = {"stage": "a", "verdict": "approved", "actor": "bob", "checkpoint_hash": "ab" * 32}
+        word = lifecycles.add_approval(session, now=1.0, lifecycle_id=made, **words)
+        lifecycles.use_approval(session, word.id, now=2.0)
+        with pytest.raises(LookupError, match="no unused approval"):
+            lifecycles.use_approval(session, word.id, now=3.0)
+
+
+def test_a_run_of_a_role_is_numbered_once(walk: Conducting) -> None:
+    made = walk.begin({"name": "a"})
+    walk.tick()
+    other = walk.submit()
+    again = {"lifecycle_id": made, "stage": "a", "role": "train", "item": "", "no": 1, "round": 1}
+    with pytest.raises(StoreConflict), walk.store.write() as session:
+        session.add(StageRun(run_id=other, **again))
+
+
+def test_two_runs_that_continue_each_other_are_one_way(walk: Conducting) -> None:
+    made = walk.begin({"name": "a"}, {"name": "b"})
+    walk.tick()
+    first = walk.newest(made, "a").run.id
+    walk.train(first, 1, 5)
+    walk.save(first, 5)
+    walk.tick()
+    with walk.store.write() as session:
+        found = lifecycles.locked(session, made)
+        assert found is not None
+        stage = found.stage("a")
+        assert stage is not None
+        lifecycles.move_stage(stage, "held", reason="for the test", now=walk.clock.now(), hold="failed")
+        run = lifecycles.runs_of(session, made)[0].run
+        run.desired = "cancel"
+    for _ in range(4):
+        walk.tick()
+    walk.retry(made, "a")
+    assert walk.walk(made) == "succeeded"
+    second = walk.newest(made, "a").run.id
+    saved = {one.step: one.hash for one in [*walk.checkpoints(first), *walk.checkpoints(second)]}
+    with walk.store.read() as session:
+        executed = lifecycles.get(session, made)
+        assert executed is not None
+        told = lifecycles_lineage.graph(session, executed)
+    assert {"from": saved[5], "to": saved[10], "kind": "resumed"} in told["edges"]
+    walk.taint(saved[5])
+    walk.tick()
+    assert {one.state for one in walk.checkpoints(second)} == {"tainted"}
+    assert {one.state for one in walk.checkpoints(walk.newest(made, "b").run.id)} == {"tainted"}
