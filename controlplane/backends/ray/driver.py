@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
@@ -43,6 +44,10 @@ def _nodes() -> list[dict[str, Any]]:
     return found
 
 
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def bundle(plan: AttemptPlan) -> dict[str, float]:
     """What a member holds of its node: its GPUs, and a core where it wants none."""
     return {"GPU": float(plan.gpus_per_node)} if plan.gpus_per_node else {"CPU": 1.0}
@@ -65,6 +70,7 @@ class Gang:
         self.size = len(plan.nodes) or plan.node_count
         self.failed = 0
         self._actors: list[Any] = []
+        self._meet = ("", 0)
         self._asked = False
 
     def run(self) -> int:
@@ -103,7 +109,7 @@ class Gang:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, index),
             )
             self._actors.append(actor.remote(self.plan.name, index, node))
-        waits = {self._actors[0].place.remote(): ("place", 0)}
+        waits = self._asking("place", 0)
         while waits:
             ready, _ = ray.wait(list(waits), timeout=LOOK_S)
             for one in ready:
@@ -117,33 +123,55 @@ class Gang:
         """What follows an answer of a member; what is to be waited for then."""
         try:
             answer = ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            if step == "wait":
-                raise
-            reason = f"it could not begin: {error.cause}"
-            _say("ended", index=index, end={"code": 126, "termination": None, "reason": reason})
-            self._fail(126)
-            return {}
+        except ray.exceptions.ActorUnavailableError:
+            time.sleep(LOOK_S)  # its node may come back; Ray says so when it counts it as dead
+            return self._asking(step, index)
         except ray.exceptions.RayError as error:
-            _say("lost", index=index, reason=str(error).strip().splitlines()[0])
-            self._fail(1)
-            return {}
+            return self._failed(step, index, error)
         if step == "place":
+            self._meet = answer
             if _told:
-                return {}
-            return {self._begin(index, *answer): ("begin", index) for index in range(self.size)}
+                return self._none_begins("it was told to stop before it began")
+            return {one: what for index in range(self.size) for one, what in self._asking("begin", index).items()}
         if step == "begin":
             _say("started", index=index)
             if self._asked:
                 self._actors[index].terminate.remote()
-            return {self._actors[index].wait.remote(): ("wait", index)}
-        _say("ended", index=index, end=answer)
-        if answer["code"]:
-            self._fail(int(answer["code"]))
+            return self._asking("wait", index)
+        self._ended(index, answer)
         return {}
 
-    def _begin(self, index: int, address: str, port: int) -> Any:
-        environment = {
+    def _failed(self, step: str, index: int, error: Exception) -> dict[Any, tuple[str, int]]:
+        if step == "place":
+            return self._none_begins(f"the members had no place to meet: {_line(error)}")
+        if step == "begin" and isinstance(error, ray.exceptions.RayTaskError):
+            self._ended(index, {"code": 126, "termination": None, "reason": f"it could not begin: {error.cause}"})
+        else:
+            _say("lost", index=index, reason=_line(error))
+            self._fail(1)
+        return {}
+
+    def _none_begins(self, reason: str) -> dict[Any, tuple[str, int]]:
+        for index in range(self.size):
+            self._ended(index, {"code": 1, "termination": None, "reason": reason})
+        return {}
+
+    def _ended(self, index: int, end: dict[str, Any]) -> None:
+        _say("ended", index=index, end=end)
+        if end["code"]:
+            self._fail(int(end["code"]))
+
+    def _asking(self, step: str, index: int) -> dict[Any, tuple[str, int]]:
+        """A member's call of this step, to be waited for. Asked twice, each does what it did and no more."""
+        actor = self._actors[index]
+        if step == "begin":
+            given = list(self.plan.command), self._environment(index), self.runtime_path
+            return {actor.begin.remote(*given): (step, index)}
+        return {(actor.place if step == "place" else actor.wait).remote(): (step, index)}
+
+    def _environment(self, index: int) -> dict[str, str]:
+        address, port = self._meet
+        return {
             **self.plan.environment,
             "PET_NNODES": str(self.size),
             "PET_NPROC_PER_NODE": str(self.plan.ranks_per_node),
@@ -156,7 +184,6 @@ class Gang:
             "PYTHONUNBUFFERED": "1",
             "TRIMTAB_ATTEMPT_NAME": self.plan.name,
         }
-        return self._actors[index].begin.remote(list(self.plan.command), environment, self.runtime_path)
 
     def _fail(self, code: int) -> None:
         self.failed = self.failed or code

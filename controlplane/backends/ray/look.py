@@ -92,8 +92,8 @@ def judged(
 
 def _nobody(job: Mapping[str, Any], said: Told, reason: str) -> Member:
     """In place of the members of a driver that placed none: what it failed of, where an end is looked for."""
-    code = job.get("driver_exit_code")
-    code = code if is_whole(code) else 1
+    told = job.get("driver_exit_code")
+    code = told if told is not None and is_whole(told) else 1
     kind = "never_started" if said.refused else "killed" if code < 0 else "error"
     record = {"code": code, "class": kind, "fingerprint": fingerprint(kind, reason), "message": reason}
     return Member(0, "", False, code, record | {"first_rank": None, "at_s": 0.0}, running=False, reason=reason)

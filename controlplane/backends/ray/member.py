@@ -36,7 +36,7 @@ class Member:
         self._keeper: subprocess.Popen[str] | None = None
         self._beats = Path()
         self._end: Json | None = None
-        self._reading = threading.Lock()
+        self._beginning, self._reading = threading.Lock(), threading.Lock()
         self._barred = False
         context = ray.get_runtime_context()
         self._log = Path(context.get_temp_dir(), context.get_session_name(), "logs", log_name(name, index))
@@ -49,9 +49,15 @@ class Member:
             return address, int(probe.getsockname()[1])
 
     def begin(self, command: list[str], environment: dict[str, str], runtime_path: str) -> None:
-        """Starts the member; OSError when it cannot be started, RuntimeError when it was killed before."""
-        if self._barred:
-            raise RuntimeError(f"member {self.index} of {self.name} was killed before it began")
+        """Starts the member, once; OSError when it cannot be started, RuntimeError when it was killed before."""
+        with self._beginning:
+            if self._keeper is not None:
+                return
+            if self._barred:
+                raise RuntimeError(f"member {self.index} of {self.name} was killed before it began")
+            self._begin(command, environment, runtime_path)
+
+    def _begin(self, command: list[str], environment: dict[str, str], runtime_path: str) -> None:
         folder = Path(os.environ.get(RUNTIME) or runtime_path)
         self._beats = folder / "attempts" / self.name
         words = [sys.executable if word == "{python}" else word for word in command]
@@ -74,20 +80,18 @@ class Member:
         self._keeper.wait()  # it leaves a child behind that is nobody's
         request = {"command": words, "environment": given, "beats": str(self._beats), "log": str(self._log)}
         self._say(json.dumps(request))
-        line = self._heard()
+        line = _line(self._keeper)
         if line.strip() != STARTED:  # it could not be: what came instead is the end
             self._end = self._read(line)
 
     def wait(self) -> Json:
         """Blocks until no process of the member is left: {code, termination, reason}."""
+        with self._beginning:
+            keeper = self._begun()  # what it says first is for `begin`
         with self._reading:  # the driver waits, and so may whoever kills
             if self._end is None:
-                self._end = self._read(self._heard())
+                self._end = self._read(_line(keeper))
             return self._end
-
-    def _heard(self) -> str:
-        keeper = self._begun()
-        return keeper.stdout.readline() if keeper.stdout is not None else ""
 
     def _read(self, line: str) -> Json:
         """The end that a keeper told, or that it could not tell any more."""
@@ -123,3 +127,8 @@ class Member:
             self._keeper.stdin.flush()
         except (BrokenPipeError, ValueError):
             return
+
+
+def _line(keeper: subprocess.Popen[str]) -> str:
+    """What a keeper says next; empty when it says nothing any more."""
+    return keeper.stdout.readline() if keeper.stdout is not None else ""
