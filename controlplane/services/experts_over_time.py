@@ -86,6 +86,28 @@ def marks(
         for step in shifted[shifted >= steps[0]]:
             column = int(np.searchsorted(steps, step))
             found.append({"kind": "data", "column": column, "step": int(step), "label": "data mix changed"})
+    return found + _phases(session, run_id, steps)
+
+
+def _phases(session: Session, run_id: str, steps: Columns) -> list[dict[str, Any]]:
+    """Where the job's own plan (`train.phases`) begins a phase with other data or another learning rate.
+
+    Steps are the plan's; data that a roll-back left out lets the data of a phase come that much earlier.
+    """
+    run = runs.get(session, run_id)
+    body = run.spec.get("spec") if run is not None else None
+    train = body.get("train") if isinstance(body, dict) else None
+    phases = train.get("phases") if isinstance(train, dict) else None
+    found, step = [], 1
+    for number, phase in enumerate(phases if isinstance(phases, list) else [], start=1):
+        length = phase.get("steps") if isinstance(phase, dict) else None
+        if not isinstance(phase, dict) or not isinstance(length, int):
+            break  # another trainer's word: nothing is known of where its next phase begins
+        if number > 1 and steps[0] <= step <= steps[-1]:
+            column = int(np.searchsorted(steps, step))
+            label = f"phase {phase.get('name') or number}"
+            found.append({"kind": "data", "column": column, "step": step, "label": label})
+        step += length
     return found
 
 

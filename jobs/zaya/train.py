@@ -36,6 +36,7 @@ from jobs.zaya.attempt import TooLateError, carry_out
 from jobs.zaya.config import ModelConfig, TrainConfig, read_config
 from jobs.zaya.figures import Figures
 from jobs.zaya.learner import Learner, NumericsError
+from jobs.zaya.phases import place
 from jobs.zaya.saving import Saver
 
 
@@ -160,10 +161,18 @@ class Job:
                 return Exit.SAVED
         return Exit.DONE
 
+    def _say_phase(self, number: int) -> None:
+        which, before = place(number, self.config.schedule)
+        phase = self.config.schedule[which]
+        if self.rank == 0 and self.config.phases and number == before + 1:
+            mix = f", {phase.code_share:.0%} code" if self.config.source == "mix" else ""
+            print(f"phase {phase.name or which + 1} begins at step {number}: {phase.steps} steps{mix}", flush=True)
+
     def _one_step(self, tell: Callable[..., None]) -> None:
         begun = time.perf_counter()
         number = self.step + 1
         index = data_index(number, self.environment.skip_steps)
+        self._say_phase(number)
         done = self.learner.step(number, index)
         self.step, self.stepped_at = number, time.time()
         seconds = time.perf_counter() - begun

@@ -70,6 +70,31 @@ def test_every_layer_over_time_with_its_marks(store: Store, live: Live) -> None:
     assert frames.unpack(raster[1])[0]["marks"] == head["marks"]
 
 
+@pytest.mark.parametrize(
+    ("phases", "expected"),
+    [
+        ([{"steps": 40}, {"steps": 50, "name": "anneal"}, {"steps": 30}], [(41, "phase anneal"), (91, "phase 3")]),
+        ([{"steps": 500}, {"steps": 50}], []),
+        ([{"length": 40}, {"steps": 50}], []),
+        ("cosine", []),
+        (None, []),
+    ],
+)
+def test_the_phases_of_the_jobs_plan_are_marked(
+    store: Store, live: Live, phases: object, expected: list[tuple[int, str]]
+) -> None:
+    with store.write() as session:
+        run = session.get(Run, "run-1")
+        assert run is not None
+        run.spec = {"spec": {"train": {"steps": 120, "phases": phases}}}
+    with store.read() as session:
+        found = experts_over_time.layers_frame(session, "run-1", columns=1000)
+    assert found is not None
+    marks = [mark for mark in frames.unpack(found[1])[0]["marks"] if mark["label"].startswith("phase")]
+    assert [(mark["step"], mark["label"]) for mark in marks] == expected
+    assert all(mark["kind"] == "data" and mark["column"] == mark["step"] - 1 for mark in marks)
+
+
 def test_a_column_is_a_mean_and_the_worst_is_never_averaged_away(store: Store, live: Live) -> None:
     with store.read() as session:
         fine = experts_over_time.layers_frame(session, "run-1", columns=1000)
