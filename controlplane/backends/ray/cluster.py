@@ -109,7 +109,7 @@ class RayCluster:
     def held(self) -> set[str]:
         """Ids of the nodes on which a placement group of ours is, or one of anybody's that holds GPUs."""
         asked: Json = {"detail": 1, "limit": LISTED_AT_MOST}
-        asked |= {"filter_keys": "state", "filter_predicates": "=", "filter_values": "CREATED"}
+        asked |= {"filter_keys": "state", "filter_predicates": "!=", "filter_values": "REMOVED"}
         found = self._call("GET", f"/api/v0/placement_groups?{urlencode(asked)}")
         rows = _rows(self._ok(found, "the placement groups"), "the placement groups")
         return {str(one.get("node_id")) for row in rows for one in _bundles(row)} - {"", "None"}
