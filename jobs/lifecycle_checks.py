@@ -70,7 +70,7 @@ def _order(plain: Sequence[Map], stages: Sequence[tuple[int, Map]]) -> Iterator[
     """`after` and `from`: stages that exist, no circle, a source that has passed by then."""
     names = [str(stage.get("name")) for stage in plain]
     after = {str(stage.get("name")): _after(stage) for stage in plain}
-    circle = _circle(after)
+    circle = _circle(after) if len(set(names)) == len(names) else []
     for at, stage in stages:
         path, name, source = f"stages.{at}", str(stage.get("name")), stage.get("from")
         listed = _after(stage)

@@ -12,6 +12,7 @@ import pytest
 
 from controlplane.rules import incident_machine
 from controlplane.runs import states
+from controlplane.runs.lifecycle_states import LIFECYCLE, STAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("now", "fleet", "experts", "jobs", "job", "submit", "incidents", "incident")
@@ -31,7 +32,7 @@ def test_the_readme_lists_every_file() -> None:
     assert filelist.listing() in (ROOT / "README.md").read_text(), "run `make docs`"
 
 
-@pytest.mark.parametrize("table", [states.ATTEMPT, states.RUN, states.DECISION])
+@pytest.mark.parametrize("table", [states.ATTEMPT, states.RUN, states.DECISION, LIFECYCLE, STAGE])
 def test_the_architecture_shows_the_state_tables(table: dict[str, frozenset[str]]) -> None:
     assert states.as_markdown(table) in (ROOT / "ARCHITECTURE.md").read_text()
 
