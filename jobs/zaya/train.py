@@ -83,7 +83,8 @@ class Job:
             if checkpoint.bias_checksum(self.learner.balancer.biases) != manifest.bias_checksum:
                 raise ContractError(f"the checkpoint {resume} holds other balancing biases than its manifest says")
             self.step = manifest.step
-            self.figures.load(manifest.extra["figures"])
+            if "figures" in manifest.extra:
+                self.figures.load(manifest.extra["figures"])
         elif init is not None:
             _, state = checkpoint.load(init, self.environment.init_hash, self.learner.state())
             self.learner.load_weights(state)

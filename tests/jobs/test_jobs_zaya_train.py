@@ -218,6 +218,30 @@ def test_resume_wins_over_init(run: Run) -> None:
     assert run.heartbeat(2).first_step == 4
 
 
+def test_a_stage_of_two_phases_says_when_each_begins(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    phases = [{"steps": 4, "decay": "none"}, {"name": "anneal", "steps": 2, "codeShare": 0.5}]
+    given = {"learningRate": 0.01, "warmup": 0, "phases": phases}
+    assert run.attempt(1, train=given, TRIMTAB_DATA_JSON='{"source": "mix"}') == Exit.DONE
+    assert "phase 1 begins at step 1: 4 steps, 0% code" in (said := capsys.readouterr().out)
+    assert "phase anneal begins at step 5: 2 steps, 50% code" in said
+    rates = [record.learning_rate for record in run.ring()]
+    assert rates == pytest.approx([0.01] * 4 + [0.0055, 0.001])
+
+
+def test_fine_tuning_reads_the_prepared_examples_and_no_others_when_it_resumes(run: Run, tmp_path: Path) -> None:
+    examples = tmp_path / "prepared" / "sft.jsonl"
+    examples.parent.mkdir()
+    examples.write_text(json.dumps({"question": "ab", "answer": "ba"}) + "\n")
+    more = {"TRIMTAB_PREPARED_DIR": str(examples.parent)}
+    assert run.attempt(1, train={"objective": "sft"}, **more) == Exit.DONE
+    more["TRIMTAB_RESUME_FROM"] = str(run.saved(1, 3))
+    assert run.attempt(2, train={"objective": "sft"}, **more) == Exit.DONE
+    assert [record.loss for record in run.ring(2)] == [record.loss for record in run.ring(1)][3:]
+    examples.write_text(json.dumps({"question": "cd", "answer": "dc"}) + "\n")
+    assert run.attempt(3, train={"objective": "sft"}, **more) == Exit.CONFIG
+    assert "another text" in run.record(3).error_message
+
+
 def test_skipped_data_is_not_read(run: Run) -> None:
     run.attempt(1, train={"steps": 3}, TRIMTAB_SKIP_STEPS="2-3")
     assert [record.data_position for record in run.ring()] == [1, 4, 5]
