@@ -56,13 +56,15 @@ class Stage:
     evaluated: str
     train: dict[str, Any] = field(default_factory=dict)
     metric: str = "pass@1"
+    problems: int = 96
+    """held-out ones of each environment; there are as many as its span has"""
 
 
 STAGES = (
     Stage("rl-1", {"environments": REASONING}, REASONING),
     Stage("rl-2", {"environments": ADAPTIVE, "curriculum": "zyphra"}, "micro/reverse@4-6,micro/sort@4-6"),
-    Stage("rl-3", {"environments": MIXED}, MIXED),
-    Stage("rl-4", {"environments": MANNERS, "judge": "proxy"}, MANNERS, {"limit": 24}, "gold"),
+    Stage("rl-3", {"environments": MIXED}, MIXED, problems=24),
+    Stage("rl-4", {"environments": MANNERS, "judge": "proxy"}, MANNERS, {"limit": 24}, "gold", 24),
 )
 
 
@@ -77,7 +79,8 @@ class Bench:
         """A program's run to its end; returns its attempt's directory. SystemExit with its output when it fails."""
         run = self.directory / name
         prepared = self.directory / name.partition("_")[0] / "prepared"
-        prepared.mkdir(parents=True, exist_ok=True)
+        for needed in (run, prepared):
+            needed.mkdir(parents=True, exist_ok=True)
         env = {key: value for key, value in os.environ.items() if not key.startswith("TRIMTAB_")}
         env |= {"TRIMTAB_RUN_DIR": str(run), "TRIMTAB_STAGE": name.partition("_")[0], "OMP_NUM_THREADS": "1", **more}
         env |= {f"TRIMTAB_{key.upper()}_JSON": json.dumps(value) for key, value in maps.items()}
@@ -97,11 +100,11 @@ class Bench:
 
     def fine_tune(self, steps: int) -> Path:
         """A model that knows what answers look like and is right now and then; returns its checkpoint."""
-        data = {"kind": "sft", "environments": LEARNED, "problems": 1500, "aggregation": 0.2, "tail": 8}
+        data = {"kind": "sft", "environments": LEARNED, "problems": 1500, "aggregation": 0.1, "tail": 8}
         self.run("sft_prepare", "jobs.zaya.prepare", {"train": {"steps": 1, "seed": self.seed}, "data": data})
         self._with_manners(self.directory / "sft" / "prepared" / "sft.jsonl")
-        train = {"steps": steps, "checkpointEvery": steps, "seed": self.seed, "sequences": 64, "length": 72}
-        train |= {"objective": "sft", "learningRate": 3e-3, "warmup": 20}
+        train = {"steps": steps, "checkpointEvery": steps, "seed": self.seed, "sequences": 64, "length": 56}
+        train |= {"objective": "sft", "packing": "single", "learningRate": 3e-3, "warmup": 20}
         self.run("sft", "jobs.zaya.train", {"train": train, "router": ROUTER})
         return list_checkpoints(self.directory / "sft")[-1]
 
@@ -110,22 +113,23 @@ class Bench:
         rng = random.Random(self.seed)
         name, _, span = MANNERS.partition("@")
         with path.open("a") as file:
-            for number in range(1500):
+            for number in range(500):
                 problem = draw(find(name), rng.choice([int(one) for one in span.split("-")]), number, held=False)
-                line = {"id": problem.id, "question": problem.question, "answer": manners(problem, rng)[:40]}
+                line = {"id": problem.id, "question": problem.question, "answer": manners(problem, rng)[:24]}
                 file.write(json.dumps(line) + "\n")
 
     def evaluate(self, name: str, stage: Stage, checkpoint: Path) -> dict[str, float]:
         """Metrics of a checkpoint on a stage's held-out questions."""
-        data = {
+        data: dict[str, Any] = {
             "environments": stage.evaluated,
-            "problems": 96,
-            "rollouts": 4,
+            "problems": stage.problems,
+            "rollouts": 384 // stage.problems,
             "rounds": 0,
             "candidates": 1,
             "windows": 0,
+            "limit": stage.train.get("limit", RL["limit"]),
+            "tail": 4,
         }
-        data |= {"limit": stage.train.get("limit", RL["limit"]), "tail": 4}
         data |= {"judge": "proxy"} if stage.metric == "gold" else {}
         maps = {"train": {"steps": 1, "seed": self.seed + 1}, "data": data}
         found = read_result(self.run(name, "jobs.zaya.evaluate", maps, **self.from_(checkpoint)))
