@@ -1,17 +1,19 @@
 """Does training on aggregation prompts make Markovian RSA pay? Models that saw them in SFT beside models that did not.
 
-`make bench NAME=rsa`. For each seed two models are trained from scratch on the same solved micro-tasks, for the same
-steps on rows of the same length; one model's examples show candidates for a share of the questions (right and spoilt
-ones), the other's never do. Both then answer the same held-out questions by plain sampling (pass@1, majority) and by
-RSA, at equal generated tokens. Uplift is RSA less the other method, of one model; the effect is the difference of the
-two models' uplifts, paired by seed, with Student's interval over the seeds. An interval that holds zero is reported as
-no effect. SFT alone: reinforcement learning on aggregation prompts is not part of this bench. `ARGS=--page` writes
-docs/rsa.md, `ARGS="--scale 0.1"` is a tenth of it, whose figures mean nothing. Two processes, one thread each.
+`make bench NAME=rsa`. For each seed one model is trained from scratch on solved micro-tasks and stopped while it still
+errs. From its weights two models go on for the same steps over the same problems and rows of the same length: one
+sees, for a share of the questions, candidates that the first model sampled; the other never does. Both then answer the
+same held-out questions by plain sampling (pass@1, majority) and by RSA, at equal generated tokens. Uplift is RSA less
+the other method, of one model; the effect is the difference of the two models' uplifts, paired by seed, with Student's
+interval over the seeds. An interval that holds zero is reported as no effect. SFT alone: reinforcement learning on
+aggregation prompts is not part of this bench. `ARGS=--page` writes docs/rsa.md, `ARGS="--scale 0.1"` is a tenth of it,
+whose figures mean nothing. Two processes, one thread each.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import sys
@@ -20,6 +22,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -33,7 +36,7 @@ from jobs.zaya.evaluation_config import PrepareConfig
 from jobs.zaya.learner import Learner
 from jobs.zaya.policy import Policy
 from jobs.zaya.prepare import as_lines
-from jobs.zaya.prepared import sft_lines
+from jobs.zaya.prepared import policy_tails, sft_lines
 from jobs.zaya.problem_sets import drawn, score
 from jobs.zaya.rsa import Aggregation
 
@@ -47,13 +50,15 @@ MODEL = ModelConfig(
     moe_intermediate_size=64,
     router_hidden_size=32,
 )
-ENVIRONMENTS = "micro/reverse@6-8, micro/sort@6-8"
-STEPS, SEQUENCES, LENGTH, RATE = 400, 16, 96, 5e-3
-EXAMPLES, PROBLEMS = 4000, 64
+ENVIRONMENTS = "micro/reverse@9-12, micro/sort@9-12"
+BEFORE, AFTER = 300, 150
+"""optimizer steps of the first model, and of each that goes on from it"""
+SEQUENCES, LENGTH, RATES = 16, 96, (5e-3, 2e-3)
+EXAMPLES, PROBLEMS = 2000, 64
 """of each environment: solved ones to train on, held-out ones to answer"""
-SHARE, CORRUPTED = 0.5, 0.5
-NUMBERS = Aggregation(rollouts=8, candidates=3, rounds=2, limit=12, tail=10)
-SEEDS = (1, 2, 3, 4)
+SHARE = 0.5
+NUMBERS = Aggregation(rollouts=8, candidates=3, rounds=2, limit=13, tail=12)
+SEEDS = (1, 2, 3, 4, 5, 6)
 ARMS = {"with": SHARE, "without": 0.0}
 _QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t at 97.5 % by degrees of freedom"""
@@ -67,7 +72,7 @@ class Trained:
     seed: int
     arm: str
     loss: float
-    """nats a learned byte, mean of the last 20 steps; of other examples in each arm"""
+    """nats a learned byte, mean of the last 20 steps; the arms learn from other examples"""
     metrics: dict[str, float]
     cpu_s: float
 
@@ -76,43 +81,71 @@ class Trained:
         return self.metrics["rsa"] - self.metrics[over]
 
 
-def one_model(job: tuple[int, str, float]) -> Trained:
-    """Trains the model of a seed and an arm, and has it answer."""
-    seed, arm, scale = job
-    torch.set_num_threads(1)
-    begun = time.process_time()
-    solved = drawn(ENVIRONMENTS, EXAMPLES, seed, held=False)
-    config = PrepareConfig(
-        aggregation=ARMS[arm],
-        corrupted=CORRUPTED,
-        candidates=NUMBERS.candidates,
-        tail=NUMBERS.tail,
-        seed=seed,
-    )
-    steps = max(2, round(STEPS * scale))
+def trained(lines: Sequence[Line], steps: int, rate: float, seed: int, state: Line | None) -> tuple[Learner, float]:
+    """A learner after `steps` on these examples, from a state's weights or from scratch, and its last losses' mean."""
     with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / "sft.jsonl").write_text(as_lines(sft_lines(solved, config, score)))
-        train = TrainConfig(
+        (Path(directory) / "sft.jsonl").write_text(as_lines(lines))
+        config = TrainConfig(
             steps=steps,
             sequences=SEQUENCES,
             length=LENGTH,
             seed=seed,
             warmup=20,
-            learning_rate=RATE,
+            learning_rate=rate,
             optimizer="muon",
             objective="sft",
         )
-        learner = Learner(MODEL, train, 0, 1, Path(directory))
+        learner = Learner(MODEL, config, 0, 1, Path(directory))
+    if state is not None:
+        learner.load_weights(state)
     losses = []
     for number in range(1, steps + 1):
         losses.append(learner.step(number, number).loss)
         learner.reset_counts()
+    return learner, fmean(losses[-20:])
+
+
+def answers_of(learner: Learner, seed: int, scale: float) -> dict[str, float]:
+    """What a model's methods score on held-out problems."""
     asked = drawn(ENVIRONMENTS, max(2, round(PROBLEMS * scale)), seed, held=True)
     policy = Policy(learner.model.eval(), seed=seed, together=256)
-    found = means(compare(asked, policy, NUMBERS, seed, score))
-    cpu_s = time.process_time() - begun
-    print(f"seed {seed} {arm}: loss {fmean(losses[-20:]):.3f} {found} {cpu_s:.0f} CPU-s", file=sys.stderr, flush=True)
-    return Trained(seed, arm, fmean(losses[-20:]), found, cpu_s)
+    return means(compare(asked, policy, NUMBERS, seed, score))
+
+
+def one_seed(job: tuple[int, float]) -> list[Trained]:
+    """The models of one seed: with and without, and before both."""
+    seed, scale = job
+    torch.set_num_threads(1)
+    begun = time.process_time()
+    before, after = (max(2, round(steps * scale)) for steps in (BEFORE, AFTER))
+    examples = max(8, round(EXAMPLES * min(1.0, scale)))
+    plain = PrepareConfig(aggregation=0.0, seed=seed)
+    first, loss = trained(
+        sft_lines(drawn(ENVIRONMENTS, examples, seed, held=False), plain, score), before, RATES[0], seed, None
+    )
+    state = copy.deepcopy(first.state())
+    found = [Trained(seed, "before", loss, answers_of(first, seed, scale), time.process_time() - begun)]
+    policy = Policy(first.model.eval(), seed=seed, together=256)
+    solved = drawn(ENVIRONMENTS, examples, seed + 1000, held=False)
+    for arm, share in ARMS.items():
+        begun = time.process_time()
+        config = PrepareConfig(
+            aggregation=share,
+            candidates=NUMBERS.candidates,
+            tail=NUMBERS.tail,
+            limit=NUMBERS.limit,
+            seed=seed,
+        )
+        tails = partial(policy_tails, generate=policy, config=config)
+        learner, loss = trained(sft_lines(solved, config, score, tails), after, RATES[1], seed, state)
+        found.append(Trained(seed, arm, loss, answers_of(learner, seed, scale), time.process_time() - begun))
+    for one in found:
+        print(
+            f"seed {seed} {one.arm}: loss {one.loss:.3f} {one.metrics} {one.cpu_s:.0f} CPU-s",
+            file=sys.stderr,
+            flush=True,
+        )
+    return found
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -146,7 +179,7 @@ def lines_of(found: Sequence[Trained], scale: float) -> list[Line]:
 
 def _scores(one: Trained) -> Line:
     return {
-        "name": f"RSA, seed {one.seed}, {one.arm} aggregation prompts",
+        "name": f"RSA, seed {one.seed}, {one.arm}",
         "value": round(one.metrics["rsa"], 4),
         "unit": "1",
         "target": None,
@@ -188,9 +221,8 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     if given.page and given.scale != 1:
         parser.error("the page is of a whole run")
-    jobs = [(seed, arm, given.scale) for seed in SEEDS for arm in ARMS]
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(one_model, jobs))
+        found = [one for each in pool.map(one_seed, [(seed, given.scale) for seed in SEEDS]) for one in each]
     lines = lines_of(found, given.scale)
     for line in lines:
         print(json.dumps(line), flush=True)
@@ -204,12 +236,12 @@ def facts() -> Line:
     return {
         "parameters": 493_480,
         "environments": ENVIRONMENTS,
-        "steps": STEPS,
+        "before": BEFORE,
+        "after": AFTER,
         "rows": f"{SEQUENCES} × {LENGTH}",
         "examples": EXAMPLES,
         "problems": PROBLEMS * len(ENVIRONMENTS.split(",")),
         "share": SHARE,
-        "corrupted": CORRUPTED,
         "n": NUMBERS.rollouts,
         "c": NUMBERS.candidates,
         "t": NUMBERS.rounds,

@@ -37,10 +37,11 @@ _EXPERIMENT = """
 ## Does it pay to train on aggregation prompts?
 
 The question of the ZAYA1 report at toy size, by `make bench NAME=rsa ARGS=--page`, which writes this page: **every
-figure below is of that one run**. For each of {seeds} seeds two models of {parameters:,} parameters are trained from
-scratch for {steps} steps of {rows} tokens on {examples} solved problems of each of `{environments}`. *With*:
-{share:.0%} of the examples show {c} candidates, each wrong with the probability {corrupted}, made up. *Without*:
-none does. Then N = {n}, C = {c}, T = {t}, β = {beta}, τ = {tau} on {problems} held-out problems. The interval is
+figure below is of that one run**. For each of {seeds} seeds a model of {parameters:,} parameters is trained from
+scratch for {before} steps of {rows} tokens on {examples} solved problems of each of `{environments}`, and
+stopped while it still errs (*before*). From its weights two models go on for {after} steps on the same new problems. *With*: {share:.0%}
+of the examples show {c} candidates that the first model sampled, right or wrong. *Without*: none does. Then all answer
+{problems} held-out problems, N = {n}, C = {c}, T = {t}, β = {beta}, τ = {tau}. The interval is
 Student's of the mean over the seeds (95 %), the two models of a seed being a pair; with so few seeds it rests on their
 differences being roughly normal. An interval that holds zero is *no effect*.
 """
@@ -59,6 +60,7 @@ _LIMITS = """
   unknown, not that it reasons worse; the line that compares RSA with the prompts to the better plain method *without*
   them is the one that asks whether the training was worth its cost.
 - **Examples with candidates are longer**, so a model that sees them sees fewer examples in the same steps.
+- The candidates come from the model before the last steps, which errs more than the one that is asked in the end.
 - Micro-tasks on short strings are no measure of reasoning, and a candidate's tail holds its whole answer here.
 """
 
@@ -94,7 +96,7 @@ def page(lines: Sequence[Line], facts: Line) -> str:
         [
             _METHOD.rstrip("\n"),
             _EXPERIMENT.format(**facts),
-            _table(["seed", "prompts", "pass@1", "majority", "RSA", "RSA tokens", "plain tokens"], models),
+            _table(["seed", "model", "pass@1", "majority", "RSA", "RSA tokens", "plain tokens"], models),
             _table(["over the seeds", "mean", "95 % interval", "found"], effects).rstrip("\n"),
             _LIMITS.rstrip("\n"),
             "",

@@ -6,8 +6,9 @@ from statistics import mean, stdev
 
 import pytest
 
-from benchmarks.rsa import NUMBERS, SEEDS, Trained, facts, interval, lines_of, one_model, word_for
+from benchmarks.rsa import SEEDS, Trained, facts, interval, lines_of, one_seed, word_for
 from benchmarks.rsa_page import page
+from jobs.zaya.rsa import Aggregation
 
 
 def trained(seed: int, arm: str, plain: float, majority: float, rsa: float) -> Trained:
@@ -44,7 +45,7 @@ def test_effects_are_differences_of_uplifts_within_each_seed() -> None:
     assert lines["RSA less maj, without aggregation prompts"]["found"] == "loss"
     assert lines["effect of the prompts on pass@1"]["found"] == "no effect"
     assert lines["RSA with the prompts less the better plain method without them"]["value"] == pytest.approx(0.225)
-    assert lines["RSA, seed 2, with aggregation prompts"]["peer_value"] == 0.6
+    assert lines["RSA, seed 2, with"]["peer_value"] == 0.6
 
 
 def test_the_page_has_every_figure_and_says_what_it_does_not() -> None:
@@ -54,9 +55,13 @@ def test_the_page_has_every_figure_and_says_what_it_does_not() -> None:
     assert "What this does not say" in text and "{" not in text
 
 
-def test_the_experiment_really_trains_and_answers_within_its_bounds() -> None:
-    found = one_model((SEEDS[0], "with", 0.005))
-    assert found.loss > 0 and found.cpu_s > 0
-    tokens = found.metrics["tokens_per_problem"]
-    assert 0 < tokens <= NUMBERS.rollouts * (1 + NUMBERS.rounds) * NUMBERS.limit
-    assert tokens <= found.metrics["plain_tokens_per_problem"] < tokens + NUMBERS.limit
+def test_the_experiment_really_trains_and_answers_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = Aggregation(rollouts=2, candidates=1, rounds=1, limit=4, tail=4)
+    monkeypatch.setattr("benchmarks.rsa.NUMBERS", numbers)
+    found = one_seed((SEEDS[0], 0.005))
+    assert [one.arm for one in found] == ["before", "with", "without"]
+    for one in found:
+        assert one.loss > 0 and one.cpu_s > 0
+        tokens = one.metrics["tokens_per_problem"]
+        assert 0 < tokens <= numbers.rollouts * (1 + numbers.rounds) * numbers.limit
+        assert tokens <= one.metrics["plain_tokens_per_problem"] < tokens + numbers.limit
