@@ -20,7 +20,7 @@ from dashboards.data import API_VARIABLE, CA_VARIABLE
 from dashboards.guard import Guard, Sessions
 
 HERE = Path(__file__).parent
-VIEWS = ("now", "fleet", "jobs", "job", "experts", "submit", "incidents", "incident")
+VIEWS = (*("now", "fleet", "jobs", "job", "lifecycles", "lifecycle", "experts", "submit", "incidents", "incident"),)
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 

@@ -18,6 +18,7 @@ from dashboards.views.kept import latest, waiting
 Row = Mapping[str, Any]
 
 STATE = "lifecycle_state"
+LATEST = 7
 SHOWS = ("Lineage", "What happened", "Plan", "Changed")
 STAGE_BUTTONS = (("Approve…", "approve"), ("Refuse…", "refuse"), ("Try again…", "retry"))
 
@@ -46,6 +47,7 @@ def page() -> None:
     with right:
         _cost(named)
         _aliases(named)
+        _latest(named)
     _below(named)
     lifecycle_actions.draw_dialog(view)
 
@@ -143,7 +145,7 @@ def _stage(named: str) -> None:
         )
         reasons = lifecycle_actions.stage_reasons(view, stage)
         lifecycle_actions.buttons(STAGE_BUTTONS, reasons, view, stage)
-    if stage.get("reason"):
+    if stage.get("reason") and stage.get("state") != "held":  # of a held one the page's first sentence tells
         st.html(f'<p class="tt-lead tt-small">{words.tied(theme.escape(str(stage["reason"])))}</p>')
     st.html(lifecycle_cards.gate_block(stage))
     theme.section("Checkpoint", "what the stage starts from and what it made")
@@ -198,6 +200,21 @@ def _aliases(named: str) -> None:
         st.html(lifecycle_cards.alias_block(view, data.now()))
     else:
         st.html('<p class="tt-muted">None: no stage that names one has passed.</p>')
+
+
+@st.fragment(run_every=5)
+def _latest(named: str) -> None:
+    """The newest lines of the chosen stage."""
+    view = latest(f"lifecycles/{named}")
+    if view is None:
+        return
+    name = chosen_stage(view)
+    rows = [row for row in view.get("timeline") or () if row.get("stage") == name]
+    theme.section(f"Latest of {name}", "", words.plural(len(rows), "line"))
+    if rows:
+        st.html(lifecycle_cards.story(rows[-LATEST:], data.now()))
+    else:
+        st.html('<p class="tt-muted">Nothing has happened in it yet.</p>')
 
 
 @st.fragment(run_every=10)

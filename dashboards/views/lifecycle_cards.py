@@ -35,7 +35,7 @@ def gate_block(stage: Row) -> str:
     gate = stage.get("gate")
     if not gate:
         return '<p class="tt-muted">No gate: the stage passes when its own job has succeeded.</p>'
-    level, sign, text = lw.GATE.get(str(gate.get("state")), lw.GATE["open"])
+    level, sign, _ = lw.GATE.get(str(gate.get("state")), lw.GATE["open"])
     rows = []
     for one in gate.get("requirements") or ():
         ok = one.get("ok")
@@ -51,10 +51,18 @@ def gate_block(stage: Row) -> str:
     if gate.get("approval"):
         rows.append(("a person approves the checkpoint", "", "", glyph_chip(*_approval(stage))))
     heads = (("requirement", ""), ("value", "tt-num"), ("bound", "tt-num tt-muted"), ("verdict", ""))
-    table = markup.table(heads, rows, "tt-requirements") if rows else '<p class="tt-muted">Nothing is required.</p>'
-    bound = f" of checkpoint {lw.hash_span(gate['checkpoint_hash'])}" if gate.get("checkpoint_hash") else ""
-    head = f'<i class="tt-gate tt-{level}">{sign}</i> <b>The gate</b> {escape(text)}'
-    return f'<p class="tt-gate-head">{head}<span class="tt-muted">{bound}</span></p>{table}'
+    table = (
+        f'<div class="tt-scroll">{markup.table(heads, rows, "tt-requirements")}</div>'
+        if rows
+        else '<p class="tt-muted">Nothing is required.</p>'
+    )
+    about = f"checkpoint {lw.hash_span(gate['checkpoint_hash'])}" if gate.get("checkpoint_hash") else "no checkpoint"
+    does = {
+        "passed": f"let {about} pass",
+        "refused": f"refuses {about}",
+        "waits": f"holds {about} until a person approves it",
+    }.get(str(gate.get("state")), "is not reached yet")
+    return f'<p class="tt-gate-head"><i class="tt-gate tt-{level}">{sign}</i> <b>The gate</b> {does}</p>{table}'
 
 
 def _approval(stage: Row) -> tuple[str, str, str]:
@@ -89,7 +97,8 @@ def fact_block(view: Row, stage: Row) -> str:
     found.append(("retries", f"{retries.get('used', 0)} of {retries.get('allowed', 0)} used"))
     if budget.get("gpu_hours") is not None:
         limit = lw.gpu_hours(budget["gpu_hours"])
-        found.append(("budget", f"{lw.gpu_hours(budget.get('used'))} of {limit} GPU-hours used"))
+        used = escape(lw.gpu_hours(budget.get("used")))
+        found.append(("budget", f"{used} of {limit} GPU-hours used"))
     found += [(_said_of(one), _said(one)) for one in view.get("approvals") or () if one.get("stage") == name]
     rows = "".join(f"<span>{key}</span><b>{text}</b>" for key, text in found)
     return f'<div class="tt-facts tt-stage-facts">{rows}</div>'
@@ -147,7 +156,7 @@ def cost_block(stages: Sequence[Row]) -> str:
     for name, parts in sums.items():
         segments = "".join(
             f'<i class="tt-role-{role}" style="width:{100 * parts[part] / longest:.2f}%" '
-            f'title="{part} {lw.gpu_hours(parts[part])}"></i>'
+            f'title="{escape(f"{part} {lw.gpu_hours(parts[part])}")}"></i>'
             for part, role in COST_PARTS
             if longest and parts[part] > 0
         )
@@ -155,7 +164,7 @@ def cost_block(stages: Sequence[Row]) -> str:
         shown = " · ".join(lw.gpu_hours(parts[part]) for part, _ in COST_PARTS)
         rows.append(
             f'<span title="{escape(name)}">{escape(name)}</span>'
-            f'<div role="img" aria-label="{escape(f"{name}: {told} GPU-hours")}">{segments}</div><b>{shown}</b>'
+            f'<div role="img" aria-label="{escape(f"{name}: {told} GPU-hours")}">{segments}</div><b>{escape(shown)}</b>'
         )
     return f'<div class="tt-costs">{"".join(rows)}</div>'
 
@@ -196,7 +205,7 @@ def tiles(view: Row, now_s: float) -> list[dict[str, Any]]:
             "label": "queued",
             "value": lw.gpu_hours(cost.get("queued_gpu_h")),
             "unit": "GPU-hours",
-            "context": "waited for nodes, not counted as used",
+            "context": "waited for nodes, not in used",
         },
     ]
 
@@ -246,12 +255,10 @@ def problem_block(problems: Sequence[Row]) -> str:
     return f'<div class="tt-checks tt-plan-problems" role="alert">{parts}</div>'
 
 
-def story(rows: Sequence[Row], now_s: float, chosen: str = "") -> str:
-    """What happened, newest first; `chosen` keeps the lines of one stage and those of none."""
+def story(rows: Sequence[Row], now_s: float) -> str:
+    """What happened, newest first, with a link to each run that began."""
     lines = []
     for row in reversed(rows):
-        if chosen and row.get("stage") not in (None, chosen):
-            continue
         level = str(row.get("level") or "info")
         sign = {"ok": "●", "warn": "!", "fault": "×"}.get(level, "·")
         run = str(row.get("run") or "")

@@ -44,8 +44,15 @@ def columns(stages: Sequence[Row]) -> list[list[Row]]:
 
 def planned(stages: Sequence[Row]) -> str:
     """The track of a plan that was not submitted: stages as a dry run tells them, none of them a link."""
-    told = [{**one, "gate": _planned_gate(one)} for one in stages]
-    spec = [{"name": one.get("name"), "prepare": [{"name": name} for name in one.get("prepare") or ()]} for one in told]
+    told = [{**one, "gate": _planned_gate(one), "runs": []} for one in stages]
+    spec = [
+        {
+            "name": one.get("name"),
+            "prepare": [{"name": name} for name in one.get("prepare") or ()],
+            "gate": {"evaluation": any(str(name).endswith("-evaluate") for name in one.get("runs") or ())},
+        }
+        for one in stages
+    ]
     return track({"stages": told, "spec": {"spec": {"stages": spec}}}, "", 0.0)
 
 
@@ -80,6 +87,8 @@ def _station(view: Row, stage: Row, planned: Row, chosen: str, now_s: float, pla
     name, state = str(stage["name"]), str(stage.get("state"))
     level, sign, text = lw.stage_words(stage)
     css = "tt-station" + (" tt-here" if name == chosen else "") + (" tt-done" if state == "passed" else "")
+    if not any(name in (*(one.get("after") or ()), one.get("from")) for one in view.get("stages") or ()):
+        css += " tt-leaf"  # its line leads nowhere
     told = [text, "kept from its parent" if stage.get("inherited") else lw.lasts(stage, now_s)]
     inside = (
         f'<span class="tt-rail">{markup.glyph(level, sign)}<i class="tt-line"></i>{_diamond(stage)}'
@@ -108,7 +117,7 @@ def _diamond(stage: Row) -> str:
     """The gate at the end of the stage's line, by shape and sign; only the line where there is none."""
     gate = stage.get("gate")
     if not gate:
-        return '<i class="tt-line"></i></span>'
+        return "</span>"
     level, sign, text = lw.GATE.get(str(gate.get("state")), lw.GATE["open"])
     needs = [str(one.get("requirement")) for one in gate.get("requirements") or ()]
     needs += ["a person's approval"] if gate.get("approval") else []

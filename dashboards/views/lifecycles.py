@@ -157,8 +157,8 @@ def _row(row: Row, whole: Row, now_s: float) -> tuple[str, ...]:
         lifecycle_track.small(stages),
         told,
         _progress(whole, row),
-        lw.gpu_hours(cost.get("used_gpu_h")),
-        lw.gpu_hours(cost.get("lost_gpu_h")),
+        escape(lw.gpu_hours(cost.get("used_gpu_h"))),
+        escape(lw.gpu_hours(cost.get("lost_gpu_h"))),
         escape(str(row.get("created_by") or "")),
         words.age(now_s - float(created) if created else None),
     )

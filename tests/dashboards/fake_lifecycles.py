@@ -143,9 +143,11 @@ def view(**changes: Any) -> Row:
 def training_view() -> Row:
     """The same one earlier: fine-tuning trains, so nobody is asked."""
     before = stages()
+    open_ = [requirement("loss < 2.6", None, 2.6, None), requirement("pass@1 > constant_baseline", None, None, None)]
     before[1] = stage(
         "sft", "training", after=["pretrain"], began_s=BEGUN + 7380, init={"hash": BASE, "tainted": False},
-        gate={**before[1]["gate"], "state": "open", "checkpoint_hash": None}, cost=cost(1.2, 0.0, 0.6),
+        gate={**before[1]["gate"], "state": "open", "checkpoint_hash": None, "requirements": open_},
+        cost=cost(1.2, 0.0, 0.6),
         progress={"run": "walk-sft-train-4", "role": "train", "item": None, "step": 640, "steps": 1000, "share": 0.64},
         runs=[*before[1]["runs"][:1], run("sft", "train", 4, status="active", attempt_state="training", step=640)],
         **{"from": "pretrain"},
@@ -229,6 +231,7 @@ def answers() -> dict[str, Any]:
         f"POST lifecycles/{ID}/clone": (201, view(id="clone-1")),
         f"POST lifecycles/{ID}/promote": {"alias": "best", "owner": "walk", "checkpoint_hash": NEXT, "before": None},
         "GET runs/walk-sft-train-4": {"id": "walk-sft-train-4", "status": "active", "age_s": 0.8, "simulated": True},
+        "GET runs/walk-sft-evaluate-5": {"id": "walk-sft-evaluate-5", "status": "succeeded", "simulated": True},
     }
     for verb in ("pause", "resume", "cancel", *(f"stages/sft/{word}" for word in ("approve", "refuse", "retry"))):
         found[f"POST lifecycles/{ID}/{verb}"] = asked

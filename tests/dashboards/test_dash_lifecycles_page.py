@@ -1,0 +1,101 @@
+"""The Lifecycles page: the list, the empty one with its templates, and a plan that is checked before it is sent."""
+
+from collections.abc import Iterator
+
+import fake_lifecycles as samples
+import pytest
+from fake_runs import FakeApi, serving
+from pages_under_test import markup, open_page
+from streamlit.testing.v1 import AppTest
+
+from dashboards.views import lifecycles as view
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
+    with serving() as fake:
+        fake.answers |= samples.answers()
+        monkeypatch.setenv("TRIMTAB_API_URL", fake.url)
+        yield fake
+
+
+def lifecycles(**query: str) -> AppTest:
+    page = open_page("lifecycles", **query)
+    assert not page.exception, page.exception
+    return page
+
+
+def test_the_list_puts_what_waits_for_a_person_on_top(api: FakeApi) -> None:
+    working = samples.row(id="two", name="newer", waits_for_person=False, created_s=samples.BEGUN + 9)
+    api.answers["GET lifecycles"] = {"lifecycles": [working, samples.row()], "next": None}
+    api.answers["GET lifecycles/two"] = {**samples.training_view(), "id": "two"}
+    text = markup(lifecycles())
+    assert text.index(">walk<") < text.index(">newer<")
+    for part in (
+        "waits for a person",
+        "gate refuses",
+        'aria-label="1 of 3 stages passed"',
+        "step 640 of 1,000",
+        "34.7",
+    ):
+        assert part in text
+    assert f'href="/lifecycle?lifecycle={samples.ID}&amp;stage=sft"' in text
+    rows = api.answers["GET lifecycles"]["lifecycles"]
+    assert [row["name"] for row in view.chosen(rows, "needs a person")] == ["walk"]
+    assert "None of 2 lifecycles matches" in markup(lifecycles(group="ended"))
+
+
+def test_a_lifecycle_that_cannot_be_read_whole_shows_no_zero(api: FakeApi) -> None:
+    api.refuse(f"GET lifecycles/{samples.ID}", 503, "store_locked", "The store is busy.")
+    text = markup(lifecycles())
+    assert '<td class="tt-num">–</td><td class="tt-num">–</td>' in text
+
+
+def test_an_empty_list_names_the_templates_and_how_to_submit(api: FakeApi) -> None:
+    api.answers["GET lifecycles"] = {"lifecycles": [], "next": None}
+    page = lifecycles()
+    text = markup(page)
+    assert "No lifecycle has been submitted yet." in text
+    assert 'href="/lifecycles?new=toy"' in text and "pretrain → sft → release" in text
+    assert page.code[0].value == "trimtab lifecycle submit toy --dry-run"
+
+
+def test_a_template_is_checked_compared_and_submitted_once(api: FakeApi) -> None:
+    page = lifecycles(new="toy")
+    text = markup(page)
+    assert page.text_area(key="lifecycle_yaml").value == samples.YAML
+    for part in ("2 stages on up to 1 node", "its job succeeds", "against walk of"):
+        assert part in text
+    assert 'class="tt-cut"><span>-</span>stages.pretrain.budget.retries: 2' in text
+    assert 'class="tt-add"><span>+</span>stages.pretrain.budget.retries: 1' in text
+    page.button(key="lifecycle_submit").click().run()
+    assert [(call.path, call.body) for call in api.writes()] == [("lifecycles", {"yaml": samples.YAML})]
+    assert api.writes()[0].key
+    assert page.session_state["tt_went"] == ("lifecycle", {"lifecycle": samples.ID})
+
+
+def test_every_problem_stands_behind_its_path_and_bars_the_submission(api: FakeApi) -> None:
+    problems = [
+        {"path": "spec.stages[1].gate.require[0]", "message": "must compare <a> metric"},
+        {"path": "spec.stages[2].from", "message": "there is no stage pretran"},
+    ]
+    wrong = {"problems": problems, "sentence": "2 things to mend.", "stages": [], "against": None, "diff": []}
+    api.answers["POST lifecycles/validate"] = wrong
+    page = lifecycles(new="paste")
+    text = markup(page)
+    assert 'spec.stages[1].gate.require[0]</b><span class="tt-muted">must compare &lt;a&gt; metric</span>' in text
+    assert "spec.stages[2].from" in text
+    assert page.button(key="lifecycle_submit").disabled
+    api.answers["POST lifecycles/validate"] = samples.VALID
+    page.text_area(key="lifecycle_yaml").set_value("kind: Lifecycle\n").run()
+    assert [call for call in api.calls if call.path == "lifecycles/validate"][-1].body == {"yaml": "kind: Lifecycle\n"}
+    assert not page.button(key="lifecycle_submit").disabled
+
+
+def test_a_refused_submission_stays_with_its_reason_and_its_key(api: FakeApi) -> None:
+    api.refuse("POST lifecycles", 409, "not_now", "A lifecycle of this name is under way.")
+    page = lifecycles(new="toy")
+    for _ in range(2):
+        page.button(key="lifecycle_submit").click().run()
+    assert "is under way" in page.error[0].value.replace("\\", "")
+    assert len({call.key for call in api.writes()}) == 1
