@@ -131,7 +131,9 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
     leadership = Leadership(store, leases.this_process(f"{os.uname().nodename}/{uuid7(clock.now())}"), clock)
     backends = open_backends(settings, store, leadership, clock)
     runs = {"kube": Path(settings.kube_volume_path), "ray": Path(settings.ray_runs_path or data / "runs")}
-    places = Places(runs.get(settings.backend, data / "runs"), settings.public_url or address(settings, own[1]))
+    authority = settings.tls_ca if settings.backend == "local" else ""  # elsewhere the file is not there
+    url = settings.public_url or address(settings, own[1])
+    places = Places(runs.get(settings.backend, data / "runs"), url, authority)
     controller = Controller(
         store,
         backends,

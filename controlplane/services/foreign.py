@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from controlplane.store.tables import Attempt
+from controlplane.store.tables import Attempt, Checkpoint
 from jobs.contract import ContractError, as_text
 from jobs.layouts import listing
 from jobs.layouts.base import Layout, SeenCheckpoint
@@ -175,3 +175,19 @@ def _row(made: Listing | str, found: SeenCheckpoint, no: int, epoch: int, offset
 
 def _gone(path: str) -> Row:
     return {"path": path, "state": "complete", "reason": GONE}
+
+
+def listed(row: Checkpoint) -> Row | None:
+    """A checkpoint of a layout in a manifest's terms, from its list; None where there is none that can be trusted."""
+    directory = Path(row.path)
+    home = next((path.parent for path in directory.parents if path.name.startswith("attempt-")), None)
+    if home is None:
+        return None
+    try:
+        made = listing.read(listing.place(home, directory))
+    except ContractError:
+        return None
+    names = ("attempt_no", "epoch", "step", "bias_checksum", "parent", "state_at_s", "written_at_s")
+    files = [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in made.files]
+    known = {name: getattr(row, name) for name in names}
+    return {**known, "layout": made.layout, "world_size": None, "data_position": None, "files": files}

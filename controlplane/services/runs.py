@@ -12,6 +12,7 @@ from typing import Any
 from controlplane.backends.base import Backend
 from controlplane.ids import uuid7
 from controlplane.runs.states import RUN_ENDED
+from controlplane.services import foreign
 from controlplane.services.outcomes import tell
 from controlplane.store import events, runs
 from controlplane.store.engine import Session, Sessions, Store
@@ -158,6 +159,8 @@ def _refuse_unusable(session: Session, run: Run, checkpoint_id: str) -> None:
 def manifest(store: Store, run_id: str, checkpoint_id: str) -> dict[str, Any]:
     """What a checkpoint's own manifest says, read from its disk now; nothing of it comes from the store but the path.
 
+    Where its trainer writes none, the list of its files that was made here, with what the store knows.
+
     RunNotFound; RunRefused when there is no such checkpoint or its manifest cannot be trusted.
     """
     with store.read() as session:
@@ -167,6 +170,9 @@ def manifest(store: Store, run_id: str, checkpoint_id: str) -> dict[str, Any]:
         raise RunNotFound(f"there is no run {run_id}")
     if found is None or found.run_id != run.id:
         raise RunRefused(f"{run.id} has no checkpoint {checkpoint_id}")
+    listed = foreign.listed(found)
+    if listed is not None:
+        return {"run_id": run.id, "stage": run.stage, **listed}
     try:
         read = read_manifest(Path(found.path))
     except ContractError as error:

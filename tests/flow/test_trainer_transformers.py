@@ -66,7 +66,7 @@ def until(holds: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 120
     while not (found := holds()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+        time.sleep(0.4)
     return found
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def test_a_checkpoint_is_believed_once_it_stands_still_and_resumed_in_the_traine
     assert first.command == ("train", f"--out={home}", "--steps", "100")
     assert first.environment["LOG"] == f"{pilot.places.run(run_id)}/log-1" and first.environment["PLAIN"] == "{other}"
     assert first.environment["KUBEFLOW_TRAINER_SERVER_URL"].endswith(f"/api/v1/runs/{run_id}/kubeflow/status")
+    assert "KUBEFLOW_TRAINER_SERVER_CA_CERT" not in first.environment
+    checked = plan_of(replace(pilot.places, ca_file="/ca.pem"), pilot.run(run_id), pilot.last(run_id))
+    assert checked.environment["KUBEFLOW_TRAINER_SERVER_CA_CERT"] == "/ca.pem"
     half = save(pilot, run_id, 20)
     (half / "trainer_state.json").unlink()
     whole = save(pilot, run_id, 10)
@@ -91,6 +95,8 @@ def test_a_checkpoint_is_believed_once_it_stands_still_and_resumed_in_the_traine
     (kept,) = pilot.checkpoints(run_id)
     assert (kept.step, kept.state, kept.reason) == (10, "validated", foreign.NOTE)
     assert kept.hash == listing.read(listing.place(pilot.places.run(run_id), whole)).hash()
+    shown = service.manifest(pilot.store, run_id, kept.id)
+    assert (shown["layout"], shown["step"], len(shown["files"])) == ("huggingface", 10, 5)
     assert kept.state_at_s is not None and kept.written_at_s is not None and kept.state_at_s <= kept.written_at_s
     pilot.end(run_id, "failed", **{"class": "error", "message": "boom", "code": 1, "fingerprint": "boom"})
     pilot.round(1)
