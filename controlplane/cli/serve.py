@@ -130,10 +130,7 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
     senders = {"webhook": WebhookSender(policy)}
     leadership = Leadership(store, leases.this_process(f"{os.uname().nodename}/{uuid7(clock.now())}"), clock)
     backends = open_backends(settings, store, leadership, clock)
-    runs = {"kube": Path(settings.kube_volume_path), "ray": Path(settings.ray_runs_path or data / "runs")}
-    authority = settings.tls_ca if settings.backend == "local" else ""  # elsewhere the file is not there
-    url = settings.public_url or address(settings, own[1])
-    places = Places(runs.get(settings.backend, data / "runs"), url, authority)
+    places = _places(settings, data, own[1])
     controller = Controller(
         store,
         backends,
@@ -168,6 +165,14 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
         wake=loops["runs"].wake,
     )
     return Server(context, list(loops.values()), leadership, ingest, store)
+
+
+def _places(settings: Settings, data: Path, port: int) -> Places:
+    """Where runs live, and where their trainers find this server."""
+    runs = {"kube": Path(settings.kube_volume_path), "ray": Path(settings.ray_runs_path or data / "runs")}
+    authority = settings.tls_ca if settings.backend == "local" else ""  # elsewhere the file is not there
+    url = settings.public_url or address(settings, port)
+    return Places(runs.get(settings.backend, data / "runs"), url, authority)
 
 
 def open_backends(settings: Settings, store: Store, leadership: Leadership, clock: Clock) -> dict[str, Backend]:

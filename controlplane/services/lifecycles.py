@@ -217,6 +217,8 @@ def say(
     asked = row.candidate_hash
     if row.hold not in APPROVABLE or not asked:
         raise LifecycleRefused(f"stage {stage} is not held for a word on a checkpoint: {row.reason}")
+    if row.wish is not None:
+        raise LifecycleRefused(f"stage {stage} is being tried again: there is no checkpoint to speak of")
     given = checkpoint_hash.lower()
     if not same(given, asked):
         about = f"stage {stage} is held with checkpoint {short(asked)}"
