@@ -39,9 +39,9 @@ _EXPERIMENT = """
 The question of the ZAYA1 report at toy size, by `make bench NAME=rsa ARGS=--page`, which writes this page: **every
 figure below is of that one run**. For each of {seeds} seeds a model of {parameters:,} parameters is trained from
 scratch for {before} steps of {rows} tokens on {examples} solved problems of each of `{environments}`, and
-stopped while it still errs (*before*). From its weights two models go on for {after} steps on the same new problems. *With*: {share:.0%}
-of the examples show {c} candidates that the first model sampled, right or wrong. *Without*: none does. Then all answer
-{problems} held-out problems, N = {n}, C = {c}, T = {t}, β = {beta}, τ = {tau}. The interval is
+stopped while it still errs (*before*). From its weights two models go on for {after} steps on the same new problems.
+*With*: {share:.0%} of the examples show {c} candidates that the first model sampled, right or wrong. *Without*: none
+does. Then all answer {problems} held-out problems, N = {n}, C = {c}, T = {t}, β = {beta}, τ = {tau}. The interval is
 Student's of the mean over the seeds (95 %), the two models of a seed being a pair; with so few seeds it rests on their
 differences being roughly normal. An interval that holds zero is *no effect*.
 """
