@@ -11,7 +11,7 @@ from controlplane.services import views_experts, views_fleet, views_incidents, v
 from controlplane.services.durations import duration
 from controlplane.services.live import Live
 from controlplane.services.views_lost import Day
-from controlplane.store import incidents, nodes, runs
+from controlplane.store import incidents, lifecycles, nodes, runs
 from controlplane.store.engine import Session
 from controlplane.store.tables import Decision, Incident, Run
 
@@ -32,7 +32,7 @@ def now_view(session: Session, live: Live, book: RuleBook, now: float) -> Json:
     newest = runs.newest_attempts(session, [run.id for run in found])
     running = [views_runs.row(session, run, newest.get(run.id), simulated, now) for run in found]
     opened = incidents.listed(session, ("open", "acked"), limit=INCIDENTS_READ)
-    needs = _needs(session, found, opened, now)
+    needs = _sorted([*_needs(session, found, opened, now), *_held(session, found, now)])
     days = views_lost.last_day(session, now)
     fleet, day_ago = nodes.listed(session), now - views_lost.DAY_S
     return {
@@ -86,8 +86,32 @@ def _needs(session: Session, found: Sequence[Run], opened: Sequence[Incident], n
             needs.append(
                 _run_need(run, "warn", f"Decide on {run.name}.", views_incidents.proposed(asked.reason), asked, now)
             )
+    return needs
+
+
+def _sorted(needs: list[Json]) -> list[Json]:
     order = {"fault": 0, "warn": 1}
     return sorted(needs, key=lambda one: (order[one["level"]], one["owner"] is not None, -(one["since_s"] or 0.0)))
+
+
+def _held(session: Session, running: Sequence[Run], now: float) -> list[Json]:
+    """Every stage of a lifecycle that waits for a person, unless a run of it is there already."""
+    told = {(run.lifecycle_id, run.stage) for run in running if run.status == "needs_human"}
+    return [
+        {
+            "level": "fault" if stage.hold == "tainted" else "warn",
+            "lead": f"Decide on stage {stage.name} of {found.state.name}.",
+            "rest": stage.reason,
+            "since_s": now - stage.state_since_s,
+            "owner": None,
+            "incident": None,
+            "link": {"kind": "lifecycle", "id": found.id, "stage": stage.name},
+            "actions": [{"verb": "open", "label": f"Open {found.state.name}"}],
+        }
+        for found in lifecycles.listed(session, ("active", "paused"))
+        for stage in found.stages
+        if stage.state == "held" and stage.wish is None and (found.id, stage.name) not in told
+    ]
 
 
 def _run_need(

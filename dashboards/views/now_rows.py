@@ -44,6 +44,8 @@ def target(row: Row) -> tuple[str, str, dict[str, str]]:
         return f"Open layer {layer}", "experts", {"run": run, "layer": layer}
     if kind == "run" and ident:
         return "Open the job", "job", {"run": ident}
+    if kind == "lifecycle" and ident:
+        return "Open the stage", "lifecycle", {"lifecycle": ident, "stage": str(found.get("stage") or "")}
     if kind == "node" and ident:
         return f"Open {ident}", "fleet", {"node": ident}
     number = row.get("incident") or (ident if kind == "incident" else "")

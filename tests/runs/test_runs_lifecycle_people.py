@@ -8,10 +8,13 @@ import pytest
 
 from controlplane.runs.lifecycle_states import STAGE
 from controlplane.services import runs as service
+from controlplane.services import views_now
 from controlplane.services.lifecycles import LifecycleNotFound, LifecycleRefused
+from controlplane.services.live import Live
 from controlplane.store import lifecycles
 from jobs.contract import Exit
 from tests.runs.conducting import JOB, Conducting, gate
+from tests.runs.piloting import BOOK
 
 A, B = {"name": "a"}, {"name": "b"}
 CHECKED = {"name": "a", "gate": gate("loss < 2.6")}
@@ -371,3 +374,16 @@ def test_an_alias_moves_by_a_persons_word_and_says_so(walk: Conducting) -> None:
     for wrong, said in (("ab" * 32, "has no checkpoint"), (base[:4], "8 digits at least")):
         with pytest.raises(LifecycleRefused, match=said):
             walk.promote(made, "base", wrong)
+
+
+def test_a_held_stage_stands_among_what_needs_a_person(walk: Conducting) -> None:
+    made = _held(walk)
+    with walk.store.read() as session:
+        (need,) = views_now.now_view(session, Live(walk.store, walk.clock), BOOK, walk.clock.now())["needs"]
+    assert (need["lead"], need["level"]) == ("Decide on stage a of walk.", "warn")
+    assert need["link"] == {"kind": "lifecycle", "id": made, "stage": "a"}
+    other = _broken(walk)
+    with walk.store.read() as session:
+        found = views_now.now_view(session, Live(walk.store, walk.clock), BOOK, walk.clock.now())["needs"]
+    run_id = walk.newest(other, "a").run.id
+    assert [one["link"] for one in found] == [{"kind": "run", "id": run_id}, need["link"]]
