@@ -36,6 +36,7 @@ def page() -> None:
     except data.ApiError:
         waiting(f"lifecycles/{named}")
         return
+    named = str(view["id"])  # a name may mean another one tomorrow
     st.session_state[STATE] = state_key(view)
     if told := st.session_state.pop(lifecycle_actions.TOLD, None):
         st.toast(told)
@@ -115,7 +116,7 @@ def _live_head(named: str) -> None:
     if state_key(view) != st.session_state.get(STATE):
         st.session_state[STATE] = state_key(view)
         st.rerun()
-    st.html(lw.lead(view))
+    st.html(lw.lead(view) + lifecycle_cards.parent_line(view))
     theme.tiles(lifecycle_cards.tiles(view, data.now()), widest_first=True)
     with theme.section_row("Stages", "each begins from what the gate before it let pass", key="lifecycle_track"):
         st.html(lifecycle_track.LEGEND, width="content")

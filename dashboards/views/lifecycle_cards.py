@@ -74,6 +74,16 @@ def _approval(stage: Row) -> tuple[str, str, str]:
     return ("warn", "!", "waited for") if asked else ("off", "○", "not asked yet")
 
 
+def parent_line(view: Row) -> str:
+    """From which lifecycle this one was cloned; nothing for one that was not."""
+    if not view.get("parent"):
+        return ""
+    linked = markup.link("another lifecycle", "lifecycle", {"lifecycle": view["parent"]})
+    kept = [str(one["name"]) for one in view.get("stages") or () if one.get("inherited")]
+    what = f"; {escape(', '.join(kept))} kept from it" if kept else ""
+    return f'<p class="tt-muted">Cloned from {linked}{what}.</p>'
+
+
 def fact_block(view: Row, stage: Row) -> str:
     """What the stage starts from, its candidate, its alias, and what it may still use."""
     name = str(stage.get("name"))
@@ -85,6 +95,8 @@ def fact_block(view: Row, stage: Row) -> str:
         else (f"the checkpoint{source}, once it has passed" if source else "nothing: it begins afresh")
     )
     found = [("starts from", begin)]
+    if prepared := _prepared(stage):
+        found.append(("prepared data", prepared))
     if candidate:
         step = f", step {words.number(candidate['step'])}" if candidate.get("step") is not None else ""
         found.append(("candidate", lw.hash_span(candidate.get("hash"), bool(candidate.get("tainted"))) + step))
@@ -102,6 +114,15 @@ def fact_block(view: Row, stage: Row) -> str:
     found += [(_said_of(one), _said(one)) for one in view.get("approvals") or () if one.get("stage") == name]
     rows = "".join(f"<span>{key}</span><b>{text}</b>" for key, text in found)
     return f'<div class="tt-facts tt-stage-facts">{rows}</div>'
+
+
+def _prepared(stage: Row) -> str:
+    """The newest run of each preparation, with its state."""
+    made = {str(run.get("item")): run for run in stage.get("runs") or () if run.get("role") == "prepare"}
+    return ", ".join(
+        f"{markup.link(item, 'job', {'run': run.get('id')})} {escape(str(run.get('status')).replace('_', ' '))}"
+        for item, run in made.items()
+    )
 
 
 def _said_of(one: Row) -> str:

@@ -90,6 +90,8 @@ def _station(view: Row, stage: Row, planned: Row, chosen: str, now_s: float, pla
     if not any(name in (*(one.get("after") or ()), one.get("from")) for one in view.get("stages") or ()):
         css += " tt-leaf"  # its line leads nowhere
     told = [text, "kept from its parent" if stage.get("inherited") else lw.lasts(stage, now_s)]
+    if not view.get("id"):  # a plan: nothing has a state yet
+        told = [str(stage.get("role") or "")]
     inside = (
         f'<span class="tt-rail">{markup.glyph(level, sign)}<i class="tt-line"></i>{_diamond(stage)}'
         f'<b class="tt-station-name">{escape(name)}</b>'

@@ -193,6 +193,15 @@ def test_an_address_that_names_none_says_so(api: FakeApi, query: dict[str, str],
     assert said in markup(page)
 
 
+def test_a_lifecycle_is_found_by_its_name_and_followed_by_its_id(api: FakeApi) -> None:
+    api.answers["GET lifecycles/walk"] = api.answers[f"GET {PATH}"] = samples.view(parent="older")
+    page = open_page("lifecycle", lifecycle="walk")
+    text = markup(page)
+    assert 'Cloned from <a class="" href="/lifecycle?lifecycle=older"' in text
+    assert f"lifecycle={ID}&amp;stage=pretrain" in text
+    assert [call.path for call in api.calls if "walk" in call.path.split("/")] == ["lifecycles/walk"]
+
+
 def test_a_server_that_fails_is_told_with_its_code(api: FakeApi) -> None:
     api.refuse(f"GET {PATH}", 503, "store_locked", "The store is busy.")
     assert "store_locked" in markup(lifecycle())
