@@ -55,6 +55,8 @@ class Conductor:
         with self._store.read() as session:
             ids = lifecycles.unfinished(session)
         self._plans = {one: plan for one, plan in self._plans.items() if one in ids}
+        if not ids:
+            self._settled.clear()  # of lifecycles that are over
         for lifecycle_id in ids:
             try:
                 done += self.move(lifecycle_id, lease_epoch, now)

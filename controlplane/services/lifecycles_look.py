@@ -33,7 +33,8 @@ def view_of(
     stages = []
     for stage in found.stages:
         mine = [one for one in rows if one.work.stage == stage.name]
-        tried = tuple(_tried(session, one, last.get(one.run.id), one.run.id in settled) for one in mine)
+        ended = stage.state in STAGE_ENDED  # nobody asks any more what its runs left
+        tried = tuple(_tried(session, one, last.get(one.run.id), one.run.id in settled, ended) for one in mine)
         stages.append(_stage(session, stage, plan.stage(stage.name), mine, tried, words, tainted, now))
     state = found.state
     return PlanView(found.id, plan.name, state.desired, state.status, tuple(stages), now)
@@ -82,8 +83,9 @@ def again_of(wish: Mapping[str, object] | None) -> Again | None:
     return Again(str(wish.get("actor", "")), bool(wish.get("fresh")), bool(wish.get("evaluation")))
 
 
-def _tried(session: Session, one: OfStage, last: Attempt | None, settled: bool) -> Tried:
+def _tried(session: Session, one: OfStage, last: Attempt | None, settled: bool, ended: bool) -> Tried:
     run, work = one.run, one.work
+    done = work.role == "train" and run.status == "succeeded"
     return Tried(
         id=run.id,
         role=work.role,
@@ -97,7 +99,7 @@ def _tried(session: Session, one: OfStage, last: Attempt | None, settled: bool) 
         mode=str((run.spec["spec"].get("faults") or {}).get("mode", "act")),
         init_hash=work.init_hash,
         settled=settled or work.role != "train",
-        final=final(session, run.id) if work.role == "train" and run.status == "succeeded" else None,
+        final=final(session, run.id) if done and not ended else None,
         found=found_of(work.result),
     )
 

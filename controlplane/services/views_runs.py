@@ -13,7 +13,7 @@ import numpy as np
 from controlplane.runs.goodput import Span, Spent, ledger
 from controlplane.runs.states import ENDED
 from controlplane.services import advising, views_incidents
-from controlplane.store import heartbeats, incidents, nodes, runs, steps
+from controlplane.store import heartbeats, incidents, lifecycles, nodes, runs, steps
 from controlplane.store.engine import Session
 from controlplane.store.steps import StepRecords
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Run
@@ -292,12 +292,17 @@ def told_otherwise(session: Session, attempt: Attempt) -> Json | None:
 
 
 def _lifecycle(session: Session, run: Run) -> Json:
-    """The plan that the run is a stage of, and the plan's stages in order."""
-    kept = runs.lifecycle_of(session, run)
+    """The plan that the run is a stage of, its stages, and what the run is for; a job by itself has no role."""
+    kept, work = runs.lifecycle_of(session, run), lifecycles.work_of(session, run.id)
     if kept is None:
-        return {"lifecycle": None, "stages": [run.stage]}
+        return {"lifecycle": None, "stages": [run.stage], "role": None, "init_hash": None}
     plan = parse_lifecycle(kept.spec)
-    return {"lifecycle": {"id": kept.id, "name": plan.name}, "stages": list(plan.stages)}
+    return {
+        "lifecycle": {"id": kept.id, "name": plan.name},
+        "stages": list(plan.stages),
+        "role": work.role if work is not None else None,
+        "init_hash": work.init_hash or None if work is not None else None,
+    }
 
 
 def incident_numbers(session: Session, found: Sequence[Decision]) -> dict[str, int]:

@@ -55,6 +55,7 @@ def test_its_runs_are_shown_with_it_and_a_job_by_itself_is_none(api: Any) -> Non
     (run,) = stage["runs"]
     shown = api.call("GET", f"runs/{run['id']}", viewer).json()
     assert (shown["lifecycle"]["name"], shown["stages"], shown["stage"]) == ("walk", ["a", "b"], "a")
+    assert (shown["role"], shown["init_hash"]) == ("train", None)
     job = {"kind": "Job", "metadata": {"name": "alone"}, "spec": PLAN["spec"]["stages"][0]["job"]}
     job["spec"] = {**job["spec"], "stage": "a", "resources": {"nodes": 1}}
     api.call("POST", "runs", api.token(role="operator"), json={"spec": job})

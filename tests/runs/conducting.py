@@ -181,11 +181,13 @@ class Conducting(Pilot):
         with self.store.write() as session:
             getattr(service, verb)(session, lifecycle_id, actor="bob", now=self.clock.now())
 
-    def clone(self, lifecycle_id: str, begin: str) -> str:
+    def clone(self, lifecycle_id: str, begin: str, *stages: Json) -> str:
+        """A clone, of these stages if any are named."""
         with self.store.write() as session:
             made = service.clone(
                 *(session, lifecycle_id),
                 begin=begin,
+                plan=parse_lifecycle(plan(*stages)) if stages else None,
                 where=lambda _spec: "memory",
                 actor="bob",
                 now=self.clock.now(),

@@ -1,0 +1,126 @@
+"""What hangs on a checkpoint: what was made from a tainted one, what a clone inherits, where an alias points."""
+
+from __future__ import annotations
+
+import pytest
+
+from controlplane.services.lifecycles import LifecycleNotFound, LifecycleRefused
+from controlplane.store import lifecycles
+from tests.runs.conducting import Conducting, gate
+
+A, B = {"name": "a"}, {"name": "b"}
+CHECKED = {"name": "a", "gate": gate("loss < 2.6")}
+APPROVED = {"name": "a", "gate": gate(approval=True)}
+
+
+def _held(walk: Conducting) -> str:
+    made = walk.begin(APPROVED, B)
+    walk.walk(made)
+    return made
+
+
+# --- taint ---
+
+
+def test_a_checkpoint_that_is_tainted_later_taints_and_holds_what_was_made_from_it(walk: Conducting) -> None:
+    made = walk.begin(A, B, {"name": "c"})
+    walk.walk(made, until="passed")
+    walk.tick()
+    run_id = walk.newest(made, "b").run.id
+    walk.train(run_id, 1, 5)
+    walk.save(run_id, 5)
+    walk.tick()
+    base = walk.stages(made)["a"].candidate_hash
+    walk.taint(base)
+    for _ in range(4):
+        walk.tick()
+    held = walk.held(made)
+    assert (held.name, held.hold, walk.run(run_id).status) == ("b", "tainted", "cancelled")
+    (saved,) = walk.checkpoints(run_id)
+    assert (saved.state, saved.reason) == ("tainted", f"its stage began from checkpoint {base[:12]}, which is tainted")
+    (told,) = walk.told(made, "stage_held_tainted")
+    assert told.data["level"] == "fault" and "is tainted" in told.sentence
+    with pytest.raises(LifecycleRefused, match="clone the lifecycle from stage a"):
+        walk.retry(made, "b")
+    assert walk.shown(made)["stages"][1]["can"] == []
+    with pytest.raises(LifecycleRefused, match=r"checkpoint .* of stage a is tainted"):
+        walk.clone(made, "b")
+    assert walk.walk(walk.clone(made, "a")) == "succeeded"
+
+
+def test_a_tainted_candidate_is_neither_approved_nor_promoted(walk: Conducting) -> None:
+    made = _held(walk)
+    spoilt = walk.held(made).candidate_hash
+    walk.taint(spoilt)
+    with pytest.raises(LifecycleRefused, match="is tainted: nobody may approve it"):
+        walk.say(made, "a", "approved")
+    with pytest.raises(LifecycleRefused, match="is tainted and cannot be promoted: its state was computed"):
+        walk.promote(made, "base", spoilt)
+    walk.tick()
+    assert walk.held(made).hold == "tainted"
+    walk.retry(made, "a", fresh=True)
+    walk.walk(made)
+    walk.say(made, "a", "approved")
+    assert walk.walk(made) == "succeeded"
+
+
+def test_a_tainted_base_holds_the_stage_that_was_to_begin_from_it(walk: Conducting) -> None:
+    made = walk.begin(
+        A,
+        {"name": "b", "after": ["a"]},
+        APPROVED | {"name": "c", "from": ""},
+        {"name": "d", "after": ["b", "c"], "from": "b"},
+    )
+    walk.walk(made)
+    walk.taint(walk.stages(made)["b"].candidate_hash)
+    walk.say(made, "c", "approved")
+    walk.tick()
+    walk.tick()
+    assert (walk.held(made).name, walk.held(made).hold) == ("d", "tainted")
+
+
+# --- clones, aliases ---
+
+
+def test_a_clone_inherits_what_its_first_stage_needs(walk: Conducting) -> None:
+    made = walk.begin({**A, "promote": "base"}, CHECKED | {"name": "b"}, {"name": "c"})
+    walk.metrics["b"] = {"loss": 3.0}
+    walk.walk(made)
+    base = walk.stages(made)["a"].candidate_hash
+    walk.metrics["b"] = {"loss": 1.0}
+    other = walk.clone(made, "b")
+    inherited = walk.stages(other)["a"]
+    assert (inherited.state, inherited.inherited, inherited.candidate_hash) == ("passed", True, base)
+    assert walk.state(other).parent_id == made
+    assert walk.walk(other) == "succeeded"
+    assert [one.work.stage for one in walk.works(other)] == ["b", "b", "c"]
+    assert walk.newest(other, "b").work.init_hash == base
+    more = ({**A, "promote": "base"}, {"name": "b"}, {"name": "new"}, {"name": "c", "after": ["new"]})
+    third = walk.clone(other, "c", *more[:2], more[3] | {"after": ["b"]})
+    assert [one.inherited for one in walk.stages(third).values()] == [True, True, False]
+    with pytest.raises(LifecycleRefused, match="stage new is not in the lifecycle that is cloned"):
+        walk.clone(other, "c", *more)
+    for begin, said in (("c", "stage b is held, only a passed one"), ("z", "has no stage z")):
+        with pytest.raises((LifecycleRefused, LifecycleNotFound), match=said):
+            walk.clone(made, begin)
+
+
+def test_an_alias_moves_by_a_persons_word_and_says_so(walk: Conducting) -> None:
+    made = walk.begin({**A, "promote": "base"}, B)
+    walk.walk(made)
+    base, tuned = (walk.stages(made)[name].candidate_hash for name in ("a", "b"))
+    told = walk.promote(made, "base", tuned[:12])
+    assert dict(told) == {"alias": "base", "owner": "walk", "checkpoint_hash": tuned, "before": base}
+    with walk.store.read() as session:
+        assert [
+            (one.before_hash, one.checkpoint_hash, one.actor) for one in lifecycles.alias_moves(session, "walk")
+        ] == [
+            ("", base, "controller"),
+            (base, tuned, "bob"),
+        ]
+    assert walk.story(made)[-1].startswith(
+        f"Alias base of walk points at checkpoint {tuned[:12]}, before at {base[:12]}"
+    )
+    for wrong, said in (("ab" * 32, "has no checkpoint"), (base[:4], "8 digits at least")):
+        with pytest.raises(LifecycleRefused, match=said):
+            walk.promote(made, "base", wrong)
