@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, select, text
 
 from controlplane.store.engine import SchemaNewer, SchemaOlder, Store
-from controlplane.store.tables import metadata
+from controlplane.store.tables import Lifecycle, metadata
+from jobs.lifecycle import parse_lifecycle
 from tests.postgres import Postgres
 
 
@@ -69,3 +71,24 @@ def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, postgres: 
 def test_other_databases_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="a SQLite file or a PostgreSQL database"):
         Store(url)
+
+
+def test_a_plan_of_the_older_form_is_read_after_the_migration_and_goes_back(store: Store) -> None:
+    store.migrate("0004")
+    head = {"name": "old", "labels": {}}
+    body = {"stage": "pretrain", "command": ["x"], "resources": {"nodes": 1}, "train": {"steps": 2}}
+    job = {"apiVersion": "trimtab/v1", "kind": "Job", "metadata": head, "spec": body}
+    stages = [{"name": "pretrain", "job": job}]
+    old = {"apiVersion": "trimtab/v1", "kind": "Lifecycle", "metadata": head, "spec": {"stages": stages}}
+    row = {"spec": json.dumps(old)}
+    with store.write() as session:
+        insert = "INSERT INTO lifecycles (id, name, spec, created_s, created_by) VALUES ('l', 'old', :spec, 0, 'ada')"
+        session.execute(text(insert), row)
+    store.migrate()
+    with store.read() as session:
+        kept = session.get(Lifecycle, "l")
+        assert kept is not None
+        assert parse_lifecycle(kept.spec).job("pretrain", "train").spec.train.steps == 2
+    store.migrate("0004")
+    with store.read() as session:
+        assert session.execute(select(Lifecycle.spec)).scalar_one() == old
