@@ -63,7 +63,7 @@ class Stage:
 STAGES = (
     Stage("rl-1", {"environments": REASONING}, REASONING),
     Stage("rl-2", {"environments": ADAPTIVE, "curriculum": "zyphra"}, "micro/reverse@4-6,micro/sort@4-6"),
-    Stage("rl-3", {"environments": MIXED}, MIXED, problems=24),
+    Stage("rl-3", {"environments": MIXED}, MIXED, {"redraws": 0}, problems=24),
     Stage("rl-4", {"environments": MANNERS, "judge": "proxy"}, MANNERS, {"limit": 24}, "gold", 24),
 )
 
@@ -103,8 +103,8 @@ class Bench:
         data = {"kind": "sft", "environments": LEARNED, "problems": 1500, "aggregation": 0.1, "tail": 8}
         self.run("sft_prepare", "jobs.zaya.prepare", {"train": {"steps": 1, "seed": self.seed}, "data": data})
         self._with_manners(self.directory / "sft" / "prepared" / "sft.jsonl")
-        train = {"steps": steps, "checkpointEvery": steps, "seed": self.seed, "sequences": 64, "length": 56}
-        train |= {"objective": "sft", "packing": "single", "learningRate": 3e-3, "warmup": 20}
+        train = {"steps": steps, "checkpointEvery": steps, "seed": self.seed, "sequences": 64, "length": 72}
+        train |= {"objective": "sft", "learningRate": 3e-3, "warmup": 20}
         self.run("sft", "jobs.zaya.train", {"train": train, "router": ROUTER})
         return list_checkpoints(self.directory / "sft")[-1]
 
