@@ -51,7 +51,7 @@ MODEL = ModelConfig(
     router_hidden_size=32,
 )
 ENVIRONMENTS = "micro/reverse@9-12, micro/sort@9-12"
-BEFORE, AFTER = 300, 150
+BEFORE, AFTER = 300, 400
 """optimizer steps of the first model, and of each that goes on from it"""
 SEQUENCES, LENGTH, RATES = 16, 96, (5e-3, 2e-3)
 EXAMPLES, PROBLEMS = 2000, 64
