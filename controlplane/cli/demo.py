@@ -166,12 +166,12 @@ def _stage(folder: Path, backend: str) -> Stage:
     return KubeStage(folder)
 
 
-def how_to_ask(api: str, data: Path, run_id: str) -> list[str]:
-    """What to type in another terminal: the server and its token, then the question."""
+def how_to_ask(api: str, data: Path, question: str) -> list[str]:
+    """What to type in another terminal: the server and its token, then the question to `trimtab`."""
     trimtab = Path(sys.executable).with_name("trimtab")
     return [
         f"export TRIMTAB_URL={shlex.quote(api)} TRIMTAB_DATA={shlex.quote(str(data))}",
-        f"{shlex.quote(str(trimtab)) if trimtab.exists() else 'trimtab'} job why {run_id}",
+        f"{shlex.quote(str(trimtab)) if trimtab.exists() else 'trimtab'} {question}",
     ]
 
 
@@ -204,7 +204,7 @@ def run(folder: Path, *, until_end: bool, backend: str = "local") -> int:
         run_id = show.submit()
         if not until_end:
             say(f"open {link} or ask in another terminal:")
-            for line in how_to_ask(show.client.url, show.stage.data, run_id):
+            for line in how_to_ask(show.client.url, show.stage.data, f"job why {run_id}"):
                 hint(f"  {line}")
         ripe = show.train(run_id)
         show.drill(ripe)
@@ -213,7 +213,7 @@ def run(folder: Path, *, until_end: bool, backend: str = "local") -> int:
             return _report(show, ended)
         print(story(show.client.why(run_id)), file=sys.stderr)
         say("all of it stays up until Ctrl-C; look at the pages, or ask in another terminal:")
-        for line in how_to_ask(show.client.url, show.stage.data, run_id):
+        for line in how_to_ask(show.client.url, show.stage.data, f"job why {run_id}"):
             hint(f"  {line}")
         while True:
             show.stage.still_alive()

@@ -19,7 +19,7 @@ from controlplane.client import Client
 
 Json = dict[str, Any]
 DRILL_GPU = 3
-POISON = (18, 30)
+POISON = (20, 22)
 """data indices of the midtraining that hold noise"""
 TOO_MUCH = "pass@1 >= 0.99"
 """what the refused gate asks beside what the plan asks"""

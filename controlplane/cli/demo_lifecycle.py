@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from controlplane.cli import demo_lifecycle_report as report
-from controlplane.cli.demo import Demo, forget_earlier, interrupt, say
+from controlplane.cli.demo import Demo, forget_earlier, how_to_ask, interrupt, say
 from controlplane.cli.demo_drills import (
     ActorKilled,
     Drill,
@@ -120,7 +120,9 @@ def run(folder: Path, *, until_end: bool, backend: str = "local", stages: str = 
         link = show.open()
         showing = Showing(show)
         told = showing.submit([name.strip() for name in stages.split(",") if name.strip()])
-        hint(f"demo: watch it at {link.rstrip('/')}/lifecycle?lifecycle={told['id']}")
+        say(f"open {link} and choose Lifecycles, or ask in another terminal:")
+        for line in how_to_ask(show.client.url, show.stage.data, f"lifecycle show {told['name']}"):
+            hint(f"  {line}")
         showing.follow(told["id"])
         seconds = {**show.seconds, "total": round(show.elapsed(), 3)}
         outcome = report.gather(show.client, told["id"], showing.drills, showing.runs, seconds)

@@ -105,7 +105,7 @@ def test_what_the_demo_says_to_type_works_as_it_stands(served: Served, tmp_path:
     data = tmp_path / "the demo's folder" / "server"
     data.mkdir(parents=True)
     (data / "admin-token").write_text(served.token)
-    export, command = demo.how_to_ask(served.url, data, run)
+    export, command = demo.how_to_ask(served.url, data, f"job why {run}")
     program, rest = command.split(" job ")
     assert program.endswith("trimtab")
     bash = shutil.which("bash")
