@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, help="where the runs are kept; a temporary one otherwise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", default=",".join(stage.name for stage in STAGES))
-    parser.add_argument("--sft-steps", type=int, default=150)
+    parser.add_argument("--sft-steps", type=int, default=250)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rl-toy-") as temporary:
         directory = given.directory or Path(temporary)
