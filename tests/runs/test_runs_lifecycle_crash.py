@@ -47,10 +47,12 @@ def play(pilot: MortalConducting) -> str:
     made = pilot.begin(*STAGES)
     pilot.walk(made)
     pilot.retry(made, "b", fresh=True)
-    pilot.tick()
-    while pilot.stages(made)["b"].state != "held":
-        pilot.work_all(made)
+    for _ in range(30):
         pilot.tick()
+        stage = pilot.stages(made)["b"]
+        if stage.state == "held" and stage.wish is None:
+            break
+        pilot.work_all(made)
     pilot.say(made, "b", "approved")
     pilot.walk(made, until="none", rounds=8)
     return made
