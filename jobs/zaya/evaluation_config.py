@@ -73,6 +73,8 @@ class PrepareConfig(Work):
     problems: int = 256
     """of each environment; for a calibration of each difficulty"""
     sets: str = ""
+    manners: str = ""
+    """environments of which as many lines more are answered in many manners, right or not, for a judge to choose from"""
     aggregation: float = 0.5
     """the share of lines that show candidates"""
     source: str = "noise"
@@ -184,11 +186,11 @@ def parts(environments: str) -> list[tuple[str, int | None, int | None]]:
     return found
 
 
-def _wrong_parts(environments: str) -> list[tuple[str, str]]:
+def _wrong_parts(environments: str, path: str = "data.environments") -> list[tuple[str, str]]:
     try:
         parts(environments)
     except ContractError as error:
-        return [("data.environments", str(error))]
+        return [(path, str(error))]
     return []
 
 
@@ -214,7 +216,9 @@ def prepare_problems(maps: Maps) -> list[tuple[str, str]]:
     if found:
         return found
     config = _made(maps, PrepareConfig)
-    found += _wrong_parts(config.environments)
+    found += _wrong_parts(config.environments) + _wrong_parts(config.manners, "data.manners")
+    if config.manners and config.kind != "sft":
+        found.append(("data.manners", "is read by the kind sft alone"))
     if config.kind != "pack" and not parts("" if found else config.environments) and not config.sets.strip():
         found.append(("data.environments", f"{config.kind} needs environments or sets to take problems from"))
     if config.sets.strip() and (

@@ -52,6 +52,7 @@ from jobs.zaya.prepared import (
     answered,
     answers_by_environment,
     calibrated,
+    manner_lines,
     packed,
     policy_tails,
     sft_lines,
@@ -157,6 +158,8 @@ class Preparation:
             raise ContractError("none of these problems comes with an answer to learn: ask for other environments")
         others = answers_by_environment(problems)
         self._each(problems, lambda part: lines.extend(sft_lines(part, self.config, score, tails, others)))
+        config = self.config
+        lines += manner_lines(drawn(config.manners, config.problems, config.seed, held=False), config.seed)
         shown = [line for line in lines if line["tails"]]
         right = [line["answer"].endswith(tail) and bool(tail) for line in shown for tail in line["tails"]]
         return (

@@ -16,10 +16,13 @@ from jobs.zaya.compare import Score, answer_of
 from jobs.zaya.envs.base import Problem
 from jobs.zaya.evaluation_config import PrepareConfig
 from jobs.zaya.examples import tokens_of
+from jobs.zaya.judge.pairs import manners
 from jobs.zaya.rsa import Generate
 from jobs.zaya.tokens import decode, encode, prompt
 
 Line = dict[str, Any]
+_LONGEST_MANNER = 40
+"""characters of an answer in some manner: what was never said in more is not what a judge is to choose from"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,22 @@ def sft_lines(
             "difficulty": problem.difficulty,
         }
         for place, problem in enumerate(problems)
+    ]
+
+
+def manner_lines(problems: Sequence[Problem], seed: int) -> list[Line]:
+    """A line a problem, answered in some manner of jobs/zaya/judge/pairs.py: not each is right, polite or brief."""
+    rngs = [random.Random(f"manners/{seed}/{problem.id}") for problem in problems]
+    return [
+        {
+            "id": problem.id,
+            "question": problem.question,
+            "tails": [],
+            "answer": manners(problem, rng)[:_LONGEST_MANNER].rstrip(),
+            "environment": problem.environment,
+            "difficulty": problem.difficulty,
+        }
+        for problem, rng in zip(problems, rngs, strict=True)
     ]
 
 
