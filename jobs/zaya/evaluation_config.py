@@ -74,7 +74,7 @@ class PrepareConfig(Work):
     """of each environment; for a calibration of each difficulty"""
     sets: str = ""
     manners: str = ""
-    """environments of which as many lines more are answered in many manners, right or not, for a judge to choose from"""
+    """environments of which as many lines more are answered in many manners, for a judge to choose from"""
     aggregation: float = 0.5
     """the share of lines that show candidates"""
     source: str = "noise"
