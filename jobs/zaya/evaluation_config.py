@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.contract import ContractError
@@ -23,6 +24,7 @@ Maps = Mapping[str, Mapping[str, Any]]
 KINDS = ("sft", "preferences", "calibration", "filter", "pack")
 JUDGES = ("none", "gold", "proxy")
 CANDIDATES = ("noise", "policy")
+SHIPPED = Path(__file__).parent / "problems"
 _PART = re.compile(r"(?P<name>[^@,\s]+)(?:@(?P<low>\d+)(?:-(?P<high>\d+))?)?")
 
 
@@ -186,6 +188,28 @@ def parts(environments: str) -> list[tuple[str, int | None, int | None]]:
     return found
 
 
+def shipped() -> list[str]:
+    """The names of the problem sets that ship: evaluation's alone."""
+    return sorted(path.stem for path in SHIPPED.glob("*.jsonl"))
+
+
+def named_sets(sets: str) -> list[str]:
+    """The names and paths of `micro, /data/own.jsonl`."""
+    return [name for name in (part.strip() for part in sets.split(",")) if name]
+
+
+def path_of_set(name: str) -> Path:
+    """Where a set lies: one that ships under its name, another under its path."""
+    return SHIPPED / f"{name}.jsonl" if name in shipped() else Path(name)
+
+
+def _owned(sets: str) -> list[tuple[str, str]]:
+    """What is wrong with sets to train on: those that ship are evaluation's, by name or by path."""
+    owned = [name for name in named_sets(sets) if path_of_set(name).resolve().parent == SHIPPED.resolve()]
+    reason = f"{', '.join(owned)} is kept for evaluation and never trained on: name a set of your own"
+    return [("data.sets", reason)] if owned else []
+
+
 def _wrong_parts(environments: str, path: str = "data.environments") -> list[tuple[str, str]]:
     try:
         parts(environments)
@@ -225,6 +249,7 @@ def prepare_problems(maps: Maps) -> list[tuple[str, str]]:
         config.kind == "calibration" or (config.kind, config.source) == ("preferences", "noise")
     ):
         found.append(("data.sets", f"{config.kind} here is of environments, which have difficulties"))
+    found += _owned(config.sets)
     if config.noise >= 0.5:
         found.append(("data.noise", "must be < 0.5: beyond it the labels say the opposite"))
     return found

@@ -10,7 +10,7 @@ names is written into TRIMTAB_PREPARED_DIR, a file whole or not at all, equal fo
 - `filter`: problems.jsonl, the problems that the policy neither always nor never solves;
 - `pack`: sft.jsonl again, its tails cut so that every example fits into `train.length` tokens.
 
-Held-out questions are never drawn. Sets are taken as they are.
+Held-out questions are never drawn, and left out of sets; the sets that ship are evaluation's and refused.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from jobs.zaya.prepared import (
     sft_lines,
     taught_by,
 )
-from jobs.zaya.problem_sets import drawn, of_sets, ranges, score
+from jobs.zaya.problem_sets import drawn, of_sets, ranges, score, trainable
 
 Made = tuple[str, str, dict[str, float]]
 """a file's name, its text, and metrics for people"""
@@ -132,7 +132,9 @@ class Preparation:
 
     def _problems(self) -> list[Problem]:
         config = self.config
-        return drawn(config.environments, config.problems, config.seed, held=False) + of_sets(config.sets)
+        return drawn(config.environments, config.problems, config.seed, held=False) + trainable(
+            of_sets(config.sets), config.sets
+        )
 
     def _each(self, problems: Sequence[Problem], work: Callable[[Sequence[Problem]], None]) -> None:
         """Works the problems off in `train.steps` batches, a step each."""

@@ -1,28 +1,21 @@
 """The problems that a job attempts: drawn from environments, or read from sets, which are files of one problem a line.
 
 Evaluation draws held-out questions only and preparation never one of them: what is held out hangs on the question's
-text (jobs/zaya/envs/base.py), so the two are disjoint whatever their seeds. A set is taken as it is: those that ship
-are of held-out questions, and nothing here can say that of another file. No torch.
+text (jobs/zaya/envs/base.py), so the two are disjoint whatever their seeds. Evaluation takes a set as it is. Training
+leaves its held-out questions out, and the sets that ship are refused there (jobs/zaya/evaluation_config.py). No torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jobs.contract import ContractError
-from jobs.zaya.envs.base import Environment, Problem, draw, read_problems
+from jobs.zaya.envs.base import Environment, Problem, draw, held_out, read_problems
 from jobs.zaya.envs.registry import find
-from jobs.zaya.evaluation_config import parts
+from jobs.zaya.evaluation_config import named_sets, parts, path_of_set, shipped
 
 _PATIENCE = 10
 """draws for each question seen, none of them new, after which there are no more: one is missed in 20,000"""
-SHIPPED = Path(__file__).parent / "problems"
-
-
-def shipped() -> list[str]:
-    """The names of the sets that ship."""
-    return sorted(path.stem for path in SHIPPED.glob("*.jsonl"))
 
 
 def ranges(environments: str) -> list[tuple[Environment, range]]:
@@ -63,14 +56,24 @@ def drawn(environments: str, each: int, seed: int, *, held: bool) -> list[Proble
 def of_sets(sets: str) -> list[Problem]:
     """The problems of sets named by a comma: those that ship by name, others by path. ContractError for none such."""
     found: list[Problem] = []
-    for name in (part.strip() for part in sets.split(",")):
-        if not name:
-            continue
-        path = SHIPPED / f"{name}.jsonl" if name in shipped() else Path(name)
+    for name in named_sets(sets):
+        path = path_of_set(name)
         if not path.is_file():
             known = ", ".join(shipped())
             raise ContractError(f"there is no problem set {name!r}: {known} ship, others are named by path")
         found += read_problems(path)
+    return found
+
+
+def trainable(problems: Sequence[Problem], source: str) -> list[Problem]:
+    """Those that are not held out, in order, and a line for people where some are; ContractError when all are."""
+    found = [problem for problem in problems if not held_out(problem)]
+    if len(found) < len(problems):
+        print(
+            f"{len(problems) - len(found)} of {len(problems)} problems of {source} are held out: left out", flush=True
+        )
+    if problems and not found:
+        raise ContractError(f"all {len(problems)} problems of {source} are held out for evaluation: name others")
     return found
 
 

@@ -14,7 +14,15 @@ import pytest
 from jobs.contract import ContractError
 from jobs.zaya import sandbox
 from jobs.zaya.envs import code, mathematics
-from jobs.zaya.envs.base import Environment, Problem, ProblemSet, constant_baseline, read_problems, write_problems
+from jobs.zaya.envs.base import (
+    Environment,
+    Problem,
+    ProblemSet,
+    constant_baseline,
+    held_out,
+    read_problems,
+    write_problems,
+)
 from jobs.zaya.envs.registry import find, names
 
 pytest.importorskip("math_verify", reason="needs the extra problems")
@@ -43,6 +51,16 @@ def test_a_problem_is_pure_and_its_reference_answer_is_right(name: str) -> None:
     for outside in (environment.easiest - 1, environment.hardest + 1):
         with pytest.raises(ContractError, match="difficulties"):
             environment.problem(outside, 0)
+
+
+def test_a_function_held_out_as_an_expression_is_held_out_as_a_function_too() -> None:
+    expressions, functions = (
+        {problem.question[5:]: held_out(problem) for problem in (find(name).problem(1, seed) for seed in range(300))}
+        for name in ("code/expression", "code/function")
+    )
+    shared = expressions.keys() & functions.keys()
+    assert len(shared) > 15 and any(expressions[body] for body in shared)
+    assert all(expressions[body] == functions[body] for body in shared)
 
 
 @pytest.mark.parametrize(("name", "bound"), [("math/arithmetic", 0.25), ("math/linear", 0.2), ("code/expression", 0.2)])

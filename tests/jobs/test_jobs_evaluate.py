@@ -20,10 +20,10 @@ from jobs.zaya.envs.base import Problem
 from jobs.zaya.envs.base import held_out as is_held_out
 from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluate import SHOWN, attempt, batches, judged, metrics_of, table
-from jobs.zaya.evaluation_config import EvaluationConfig, evaluate_problems, parts, read_config
+from jobs.zaya.evaluation_config import EvaluationConfig, evaluate_problems, parts, read_config, shipped
 from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
 from jobs.zaya.policy import Policy
-from jobs.zaya.problem_sets import drawn, of_sets, score, shipped
+from jobs.zaya.problem_sets import drawn, of_sets, score
 from jobs.zaya.rsa import Aggregation
 from jobs.zaya.text_loss import held_out_windows, text_metrics
 from jobs.zaya.tokens import REPLY, TAIL, decode, encode

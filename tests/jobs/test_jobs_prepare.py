@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jobs.contract import ContractError, Exit
 from jobs.zaya.candidates import noisy, spoilt
 from jobs.zaya.envs.base import Problem, held_out, read_problems
-from jobs.zaya.evaluation_config import PrepareConfig, prepare_problems
+from jobs.zaya.evaluation_config import SHIPPED, PrepareConfig, prepare_problems
 from jobs.zaya.examples import Examples, tokens_of
 from jobs.zaya.judge.pairs import PREFERENCES, read_pairs
 from jobs.zaya.prepare import attempt, write_whole
@@ -246,6 +246,8 @@ def test_what_a_kind_needs_and_is_not_there_is_named(
         ({"kind": "calibration", "sets": "x", "environments": "micro/sort"}, "data.sets", "which have difficulties"),
         ({"environments": "micro/sort", "corrupted": 2}, "data.corrupted", "must be a share"),
         ({"kind": "preferences", "environments": "micro/sort", "noise": 0.5}, "data.noise", "the opposite"),
+        ({"sets": "micro"}, "data.sets", "micro is kept for evaluation and never trained on"),
+        ({"sets": str(SHIPPED / "code.jsonl")}, "data.sets", "kept for evaluation"),
         ({"environments": "!!@"}, "data.environments", "is not an environment's name"),
     ],
 )
@@ -265,6 +267,20 @@ def test_problems_without_an_answer_are_not_learned(
     (tmp_path / "own.jsonl").write_text(unanswered[1].to_json())
     assert one.run(attempt, {"sets": str(tmp_path / "own.jsonl")}) == Exit.CONFIG
     assert "comes with an answer" in one.record().error_message
+
+
+def test_held_out_questions_of_a_set_of_ones_own_are_left_out(
+    init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "own.jsonl"
+    held = drawn("micro/reverse@4", 5, 0, held=True)
+    path.write_text("".join(problem.to_json() + "\n" for problem in [*PROBLEMS[:3], *held]))
+    one = Attempts(tmp_path, init, monkeypatch)
+    assert one.run(attempt, {"sets": str(path)}) == Exit.DONE
+    assert one.result().metrics["lines"] == 3
+    path.write_text("".join(problem.to_json() + "\n" for problem in held))
+    assert one.run(attempt, {"sets": str(path)}) == Exit.CONFIG
+    assert "all 5 problems of" in one.record().error_message
 
 
 def test_a_pack_needs_no_problems() -> None:

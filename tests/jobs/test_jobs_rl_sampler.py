@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from jobs.contract import ContractError
-from jobs.zaya.envs.base import Problem, held_out, write_problems
+from jobs.zaya.envs.base import Problem, draw, held_out, write_problems
 from jobs.zaya.envs.registry import find
 from jobs.zaya.generate import Completion
 from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
@@ -175,10 +175,12 @@ def test_prepared_problems_are_drawn_in_place_of_new_ones(tmp_path: Path) -> Non
     with pytest.raises(ContractError, match="TRIMTAB_PREPARED_DIR"):
         Sampler(config)
     kept = [find(name).problem(3, seed) for name in ("micro/reverse", "micro/sort", "micro/add") for seed in range(5)]
-    write_problems(tmp_path / "problems.jsonl", kept)
+    held = draw(find("micro/sort"), 3, 0, held=True)
+    kept = [problem for problem in kept if not held_out(problem)]
+    write_problems(tmp_path / "problems.jsonl", [*kept, held])
     sampler = Sampler(config, tmp_path)
     found = [sampler.draw(index, slot).problem for index in range(9) for slot in range(4)]
-    assert all(problem in kept[:10] for problem in found)
+    assert all(problem in kept for problem in found)
     assert {problem.environment for problem in found} == {"micro/reverse", "micro/sort"}
     with pytest.raises(ContractError, match="none of the problems"):
         Sampler(replace(config, environments="micro/copy"), tmp_path)

@@ -19,6 +19,8 @@ from jobs.manifest import ContractError, is_text, is_whole
 HELD_OUT_IN = 10
 """One question in this many is never trained on."""
 _TRIES = 1000
+TASK = "task"
+"""In a problem's data: what it asks for, the same in every environment of its family."""
 
 T = TypeVar("T")
 
@@ -86,8 +88,11 @@ def within(environment: Environment, difficulty: int) -> int:
 
 def held_out(problem: Problem) -> bool:
     """Whether evaluation owns this question. It hangs on the question's text alone, so that no other seed or
-    difficulty brings the same question into training."""
-    found = hashlib.sha256(f"{problem.environment}\n{problem.question}".encode()).digest()
+    difficulty brings the same question into training. Environments of a family that ask for the same thing in other
+    words name it in `data["task"]`, which then decides, so that none of them trains on what another holds out."""
+    task = problem.data.get(TASK)
+    asked = f"{problem.environment.partition('/')[0]}\n{task}" if task else f"{problem.environment}\n{problem.question}"
+    found = hashlib.sha256(asked.encode(errors="surrogatepass")).digest()
     return int.from_bytes(found[:4], "big") % HELD_OUT_IN == 0
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from jobs.manifest import ContractError
 from jobs.zaya import sandbox
-from jobs.zaya.envs.base import Problem, within
+from jobs.zaya.envs.base import TASK, Problem, within
 
 FAMILY = "code"
 _INPUTS = (-7, -2, 0, 1, 2, 3, 10, 25)
@@ -115,12 +115,14 @@ class MicroCode:
             inner = f"({expression})" if word == "times" and expression != "x" else expression
             expression = f"{inner}{_WORDS[word]}{number}"
             words.append(f"{word} {number}")
+        task = f"x {' '.join(words)}"
         data = {
+            TASK: task,
             "function": "f",
             "calls": [[x] for x in _INPUTS],
             "expected": [_value(ast.parse(expression, mode="eval").body, x) for x in _INPUTS],
         }
-        question = f"{self.word[:4]} x {' '.join(words)}"
+        question = f"{self.word[:4]} {task}"
         return Problem(
             self.name, f"{self.name}/{difficulty}/{seed}", question, self.answer(expression), difficulty, data
         )

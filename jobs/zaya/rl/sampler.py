@@ -19,6 +19,7 @@ from jobs.zaya.envs.base import Problem, draw, read_problems, within
 from jobs.zaya.envs.curriculum import Curriculum
 from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluation_config import parts
+from jobs.zaya.problem_sets import trainable
 from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.rollout import Asked, Group
 
@@ -72,11 +73,12 @@ class Sampler:
         if prepared is None:
             raise ContractError("data.problems is prepared, and TRIMTAB_PREPARED_DIR names no directory")
         found: dict[str, list[Problem]] = {}
-        for problem in read_problems(prepared / PROBLEMS):
+        path = prepared / PROBLEMS
+        for problem in trainable(list(read_problems(path)), str(path)):
             found.setdefault(problem.environment, []).append(problem)
         self.environments = [one for one in self.environments if one.name in found]
         if not self.environments:
-            raise ContractError(f"none of the problems in {prepared / PROBLEMS} is of {self.config.environments}")
+            raise ContractError(f"none of the problems in {path} is of {self.config.environments}")
         return found
 
     def draw(self, index: int, slot: int) -> Asked:
