@@ -32,7 +32,8 @@ def _returned(view: View, attempt: AttemptView) -> Move:
         return EndAttempt("succeeded", "done", f"Attempt {attempt.no} is done: its command returned 0.", level="ok")
     said = [beat.last_step for beat in view.beats if beat.last_step is not None]
     kept = [one.step for one in view.saved if one.attempt_no == attempt.no and one.state == "validated"]
-    done = max([*([min(said)] if said else []), *kept], default=None)
+    begun = [attempt.resume_step] if attempt.resume_step is not None else []  # of the last step nothing is left to do
+    done = max([*([min(said)] if said else []), *kept, *begun], default=None)
     if done is not None and done >= view.steps:
         return EndAttempt("succeeded", "done", f"Attempt {attempt.no} completed all {view.steps} steps.", level="ok")
     behind = [beat for beat in view.beats if (beat.last_step or 0) < view.steps and beat.phase != "exit"]

@@ -18,6 +18,11 @@ CASES: dict[str, Case] = {
         EndAttempt,
         {"state": "succeeded"},
     ),
+    "who goes on from the last step has nothing left to do": (
+        view(attempt(state="starting", resume_step=100), look=look("succeeded", True), beats=()),
+        EndAttempt,
+        {"state": "succeeded", "sentence": "Attempt 1 completed all 100 steps."},
+    ),
     "its last words may be on their way": (view(attempt(), look=look("succeeded", True)), Wait, {}),
     "whose node is not heard has not said less": (
         view(attempt(), look=look("succeeded", True), beats=(*beats(1, 100)[:1], *beats(1, 95, silent=29.0)[1:])),
