@@ -73,6 +73,7 @@ class Discovery:
         self._store, self._verifier = store, verifier or Verifier()
         self._scanned: dict[str, float] = {}
         self._verifying: set[str] = set()
+        self._failed: set[str] = set()
         self._foreign = Foreign()
 
     def forget(self, run_id: str) -> None:
@@ -82,6 +83,10 @@ class Discovery:
     def verifying(self, run_id: str) -> bool:
         """Whether a checkpoint of the run waits for its verdict."""
         return run_id in self._verifying
+
+    def failed(self, run_id: str) -> bool:
+        """Whether the last look at the run's disk failed, be it only for what its last attempt saved."""
+        return run_id in self._failed
 
     def scan(self, run_id: str, folder: Path, now: float) -> list[dict[str, Any]]:
         """What is new or further than the store says: the values of a checkpoint row each. Once a second at most."""
@@ -96,33 +101,42 @@ class Discovery:
         epochs = {attempt.no: attempt.epoch for attempt in attempts}
         offsets = {attempt.no: clocks.get(attempt.nodes[0], 0.0) for attempt in attempts if attempt.nodes}
         settled = _SETTLED if again else (*_SETTLED, "complete")
+        self._failed.discard(run_id)
         layout = layout_of(attempts)
         if layout is not None:
             self._verifying.discard(run_id)
             look = self._foreign.look(layout, folder, epochs, offsets, known, now, again=again)
             if look.waits:
                 self._verifying.add(run_id)
+            if look.failed:
+                self._failed.add(run_id)
             return look.rows
+        newest = folder / f"attempt-{attempts[-1].no:04d}" if attempts else None
         try:
+            if newest is not None:
+                newest.stat()  # it was made before the attempt began: a disk that lacks it is not the run's
             directories = list_checkpoints(folder)
         except OSError as error:
             _log.warning("a run's checkpoints cannot be looked at", run=run_id, error=str(error))
+            self._failed.add(run_id)
             return []
         self._verifying.discard(run_id)
         found = [
-            self._judge(run_id, directory, epochs, offsets)
+            self._judge(run_id, directory, epochs, offsets, last=directory.parent == newest)
             for directory in directories
             if known.get(str(directory)) not in settled
         ]
         return [values for values in found if values is not None and known.get(values["path"]) != values["state"]]
 
     def _judge(
-        self, run_id: str, directory: Path, epochs: Mapping[int, int], offsets: Mapping[int, float]
+        self, run_id: str, directory: Path, epochs: Mapping[int, int], offsets: Mapping[int, float], *, last: bool
     ) -> dict[str, Any] | None:
         """One directory's row; None while it is being written or read, or was abandoned half way."""
         try:
             manifest, digest = read_manifest(directory), checkpoint_hash(directory)
         except ContractError as error:
+            if last and isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                self._failed.add(run_id)
             return None if "never completed" in str(error) else _unreadable(directory, str(error))
         size = sum(file.bytes for file in manifest.files)
         offset = offsets.get(manifest.attempt_no, 0.0)
@@ -135,6 +149,8 @@ class Discovery:
         if verdict is None:
             self._verifying.add(run_id)
             return None
+        if last and "cannot be read" in verdict.reason:
+            self._failed.add(run_id)
         state = "validated" if verdict.ok else "complete"
         return {**_row(directory, manifest, size, offset, state, verdict.reason), "hash": digest}
 

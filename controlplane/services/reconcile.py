@@ -17,7 +17,7 @@ import structlog
 from controlplane.backends.absent import backend_of
 from controlplane.backends.base import AttemptPlan, Backend, BackendUnavailable, SubmitConflict
 from controlplane.rules.book import RuleBook
-from controlplane.runs.decide import decide
+from controlplane.runs.decide import VERIFY_S, decide
 from controlplane.runs.ledger import QUARANTINE_SHARE
 from controlplane.runs.states import ENDED
 from controlplane.runs.view import (
@@ -155,10 +155,21 @@ class Controller:
         return move
 
     def settle(self, run_id: str, lease_epoch: int, now: float) -> bool:
-        """Takes in what a run that has ended saved last; False while one of its checkpoints is still being verified."""
+        """Takes in what a run that has ended saved last.
+
+        False while its disk cannot be read, or while what it saved last may still turn out to be whole.
+        """
         self._discovery.forget(run_id)
-        self._find_checkpoints(run_id, self._look_around(now), lease_epoch, now)
-        return not self._discovery.verifying(run_id)
+        if not self._find_checkpoints(run_id, self._look_around(now), lease_epoch, now):
+            return False
+        with self._store.read() as session:
+            last = runs.newest_attempts(session, [run_id]).get(run_id)
+            saved = runs.checkpoints(session, run_id)
+        if last is None or last.ended_s is None or now >= last.ended_s + VERIFY_S:
+            return True
+        # a slow file system may show the rest of it later
+        newest = [one for one in saved if one.attempt_no == last.no and one.state != "tainted"][-1:]
+        return not any(one.state == "complete" for one in newest)
 
     def _look_around(self, now: float) -> Fleet:
         self._since = now if self._since is None else self._since
@@ -217,8 +228,12 @@ class Controller:
                     level=said.level,
                 )
 
-    def _find_checkpoints(self, run_id: str, fleet: Fleet, lease_epoch: int, now: float) -> None:
-        """Looks at the run's disk. What a trainer left there is never a reason not to mind the run."""
+    def _find_checkpoints(self, run_id: str, fleet: Fleet, lease_epoch: int, now: float) -> bool:
+        """Looks at the run's disk; False if that failed, or files are still being read.
+
+        What a trainer left there is never a reason not to mind the run.
+        """
+        whole = False
         with self._holding_up_nobody(run_id):
             found = self._discovery.scan(run_id, self._places.run(run_id), now)
             if found:
@@ -227,6 +242,8 @@ class Controller:
                     corruptions = fleet.corruptions(run_id)
                     for values in found:
                         outcomes.saw_checkpoint(session, run_id, values, corruptions=corruptions, now=now)
+            whole = not (self._discovery.failed(run_id) or self._discovery.verifying(run_id))
+        return whole
 
     def _write(self, session: Session, run: Run, view: View, move: Move) -> None:
         last = view.last

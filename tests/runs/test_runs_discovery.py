@@ -73,6 +73,22 @@ def test_a_disk_is_looked_at_once_a_second_and_each_thing_told_once(pilot: Pilot
     assert scan(pilot, discovery, run_id) == []
 
 
+class Stale(Verifier):
+    """Its disk is away."""
+
+    def verdict(self, directory: Path, size: int) -> Verification | None:
+        return Verification(False, "model.bin cannot be read: stale file handle")
+
+
+def test_a_look_at_files_that_cannot_be_read_has_failed(pilot: Pilot) -> None:
+    run_id = pilot.started()
+    pilot.save(run_id, 10)
+    discovery = Discovery(pilot.store, Stale())
+    assert (scan(pilot, discovery, run_id), discovery.failed(run_id)) == ([(10, "complete")], True)
+    again = Discovery(pilot.store)
+    assert (scan(pilot, again, run_id), again.failed(run_id)) == ([(10, "validated")], False)
+
+
 def test_what_was_incomplete_is_read_again_when_it_matters(pilot: Pilot) -> None:
     run_id = pilot.started()
     directory = pilot.save(run_id, 10)

@@ -9,6 +9,7 @@ import pytest
 
 from controlplane.services.lifecycles import LifecycleRefused
 from controlplane.store import lifecycles
+from jobs.manifest import MANIFEST
 from tests.runs.conducting import JOB, Conducting, gate
 
 FULL = (
@@ -42,6 +43,37 @@ def test_a_whole_lifecycle_walks_to_its_end(walk: Conducting) -> None:
         ("release", "release"),
     ]
     assert walk.story(made)[-1] == "walk is done: all 4 stages passed."
+
+
+@pytest.mark.parametrize("unreadable", ["the run's folder", "the last manifest", "the last contents"])
+def test_a_stage_passes_with_its_last_checkpoint_though_the_disk_was_away(walk: Conducting, unreadable: str) -> None:
+    made = walk.begin({"name": "a"}, {"name": "b"})
+    walk.tick()
+    run_id = walk.newest(made, "a").run.id
+    walk.train(run_id, 1, 5)
+    walk.save(run_id, 5)
+    walk.tick()
+    directory = walk.save(run_id, 10)
+    away = {
+        "the run's folder": walk.places.run(run_id),
+        "the last manifest": directory / MANIFEST,
+        "the last contents": directory / "model.bin",
+    }[unreadable]
+    kept = away.rename(away.with_name("kept"))
+    if unreadable == "the last contents":
+        away.write_bytes(b"half")
+    elif unreadable != "the run's folder":
+        away.symlink_to(away.name)  # opening it is an error of the disk, as a stale handle is
+    walk.beat(run_id, 6, 10)
+    walk.backend.end(walk.last(run_id).name, "succeeded")
+    for _ in range(3):
+        walk.tick()
+    assert (walk.run(run_id).status, walk.stages(made)["a"].state) == ("succeeded", "training")
+    if unreadable != "the run's folder":
+        away.unlink()
+    kept.rename(away)
+    walk.tick()
+    assert (walk.stages(made)["a"].state, walk.stages(made)["a"].candidate_step) == ("passed", 10)
 
 
 def test_each_run_is_told_what_it_is_for(walk: Conducting) -> None:
