@@ -40,6 +40,8 @@ CLASSES = {
     Exit.CONFIG: "configuration",
     Exit.UNSAVED: "killed",
 }
+# A code that a command which leaves no records (level 1) ends with on purpose.
+_AGREED = frozenset({Exit.SAVED, Exit.NUMERICS, Exit.BAD_NODE, Exit.CONFIG})
 # What a rank says when another one went away (gloo and RCCL): a symptom of an end elsewhere, never its cause.
 _PEER_LOST = re.compile(r"connection (closed|reset) by peer|broken pipe|remote process exited|socket closed", re.I)
 _PR_SET_CHILD_SUBREAPER = 36
@@ -73,24 +75,40 @@ def classify(status: int, records: list[ExitRecord], begun: frozenset[int], stop
     `status` is the command's exit code, negative for a signal; `records` stand earliest first; `begun` are the ranks
     that wrote a heartbeat; `stopped_by` is the stop signal that was passed on, if one was.
     """
-    if status == 0 and stopped_by and not records:
-        # Megatron and transformers save and return 0 when they are told to stop: that is no end of their work
-        return Termination(Exit.SAVED, "saved", "", "it was told to stop and returned 0", None)
-    if status == 0:
-        return Termination(Exit.DONE, "done", "", "", None)
     failed = [record for record in records if record.code not in (Exit.DONE, Exit.SAVED)]
     causes = [record for record in failed if not _PEER_LOST.search(record.error_message)]
     silent = sorted(begun - {record.rank for record in records})
     if causes:
         return _by_record(causes[0])
+    saved = any(record.code == Exit.SAVED for record in records)
+    if status == 0 and not failed:
+        return _ended_well(saved, told_to_stop=bool(stopped_by) and not records)
+    if status in _AGREED and not records:
+        return _by_code(Exit(status))
     if status < 0 or silent or (stopped_by and not records):
         return _from_outside(status, silent, stopped_by)
     if failed:
         return replace(_by_record(failed[0]), ended_as="peer_lost")
-    if any(record.code == Exit.SAVED for record in records):
+    if saved:
         return Termination(Exit.SAVED, "saved", "", "", None)
     how = "although its ranks were done" if records else "and left no record"
     return Termination(status, "error", f"exit: {status}", f"ended with code {status} {how}", None)
+
+
+def _ended_well(saved: bool, told_to_stop: bool) -> Termination:
+    """An end with 0 that no rank's record contradicts; `told_to_stop` where none has left one."""
+    if saved:
+        return Termination(Exit.SAVED, "saved", "", "", None)
+    if told_to_stop:
+        # Megatron and transformers save and return 0 when they are told to stop: that is no end of their work
+        return Termination(Exit.SAVED, "saved", "", "it was told to stop and returned 0", None)
+    return Termination(Exit.DONE, "done", "", "", None)
+
+
+def _by_code(code: Exit) -> Termination:
+    """An end of level 1: the command's own code is one of the contract's, and there is no record."""
+    said = "" if code == Exit.SAVED else f"ended with code {code.value} and left no record"
+    return Termination(code, CLASSES[code], f"exit: {code.value}" if said else "", said, None)
 
 
 def _by_record(record: ExitRecord) -> Termination:

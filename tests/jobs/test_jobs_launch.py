@@ -51,6 +51,16 @@ SAVED = [record(0, 75, 3.0), record(1, 75, 3.1)]
         # Megatron and transformers return 0 when they are told to stop
         (0, [], set(), signal.SIGTERM, 75, "saved"),
         (0, [record(0, 0, 1.0)], {0}, signal.SIGTERM, 0, "done"),
+        # a shell between that forgets its command's code: the ranks know better
+        (0, SAVED, {0, 1}, signal.SIGTERM, 75, "saved"),
+        (0, [NAN], {1}, None, 76, "numerics"),
+        (0, [LOST], {0}, None, 1, "peer_lost"),
+        # level 1: heartbeats, and a code of the contract instead of a record
+        (0, [], {0}, None, 0, "done"),
+        (75, [], {0}, signal.SIGTERM, 75, "saved"),
+        (76, [], {0}, None, 76, "numerics"),
+        (77, [], {0}, None, 77, "bad_node"),
+        (78, [], set(), None, 78, "configuration"),
         (1, [NAN], {1}, None, 76, "numerics"),
         (1, [record(0, 77, 1.0, "BadNode", "x")], {0}, None, 77, "bad_node"),
         (1, [record(0, 78, 1.0, "ContractError", "x")], {0}, None, 78, "configuration"),
