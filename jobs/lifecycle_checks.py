@@ -25,6 +25,7 @@ METRICS: Mapping[str, frozenset[str]] = {
             "pass@1",
             "maj",
             "rsa",
+            "ended",
             "constant_baseline",
             "tokens_per_problem",
             "plain_tokens_per_problem",

@@ -90,11 +90,13 @@ def _chosen(answers: Sequence[str | None]) -> str | None:
 
 
 def means(found: Sequence[Compared]) -> dict[str, float]:
-    """The metrics of problems together: pass@1, maj, rsa and what they cost in generated tokens a problem."""
+    """The metrics of problems together: pass@1, maj, rsa, the share of plain samples that ended within their limit,
+    and what the methods cost in generated tokens a problem."""
     return {
         "pass@1": fmean(one.pass_at_1 for one in found),
         "maj": fmean(one.maj for one in found),
         "rsa": fmean(one.rsa for one in found),
+        "ended": sum(len(one.answers) for one in found) / sum(one.samples for one in found),
         "tokens_per_problem": fmean(one.rsa_tokens for one in found),
         "plain_tokens_per_problem": fmean(one.plain_tokens for one in found),
     }

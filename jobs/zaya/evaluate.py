@@ -8,6 +8,7 @@ tokens beside the best constant answer.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -89,11 +90,14 @@ def table(found: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def judged(found: Sequence[Compared], proxy: Proxy | None) -> dict[str, float]:
-    """`gold`, the rubric's mean score of the answers, and `proxy`, the preference model's; 0 where none ended."""
+    """`gold`, the rubric's mean score over all plain samples, and `proxy`, the mean of what rewards them in training
+    (Proxy.preferred), 0 to 1 both. One that never ended is no answer and counts as 0, as it does there and in pass@1.
+    """
     given = [(one.problem.question, answer) for one in found for answer in one.answers]
-    metrics = {"gold": fmean(gold(*pair) for pair in given) if given else 0.0}
+    samples = sum(one.samples for one in found)
+    metrics = {"gold": math.fsum(gold(*pair) for pair in given) / samples}
     if proxy is not None:
-        metrics["proxy"] = fmean(proxy.score(*pair) for pair in given) if given else 0.0
+        metrics["proxy"] = math.fsum(proxy.preferred(*pair) for pair in given) / samples
     return metrics
 
 
@@ -175,7 +179,8 @@ class Evaluation:
         }
 
     def _look(self) -> None:
-        """Ends the attempt if somebody asked for it."""
+        """Says that work goes on, and ends the attempt if somebody asked for it."""
+        self.beat.alive()
         if self.flag.stop:
             raise TooLateError(f"told to stop after batch {self.step}: an evaluation keeps nothing and begins anew")
 

@@ -48,7 +48,8 @@ answer, 0x{end:02x} ends it.
 
 Hashes are the first 12 digits of the SHA-256 of a checkpoint's manifest. Scores are of held-out problems:
 `constant_baseline` is the best answer that reads no question; pass@1, maj and rsa cost the same generated tokens
-(`tokens_per_problem`); `loss` is in nats a byte.
+(`tokens_per_problem`); `ended` is the share of answers that ended within their limit, the others count as wrong;
+`loss` is in nats a byte.
 
 ## Data
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +22,7 @@ from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluate import SHOWN, attempt, batches, judged, metrics_of, table
 from jobs.zaya.evaluation_config import EvaluationConfig, evaluate_problems, parts, read_config, shipped
 from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
+from jobs.zaya.judge.preference import Proxy
 from jobs.zaya.policy import Policy
 from jobs.zaya.problem_sets import drawn, of_sets, score
 from jobs.zaya.rsa import Aggregation
@@ -183,6 +184,7 @@ def test_an_evaluation_leaves_its_metrics_with_the_checkpoints_hash(
     assert len(result.details["problems"]) == 3
     assert result.details["stage"] == "sft" and result.details["step"] == 2
     assert (one.beat().first_step, one.beat().last_step, one.record().code) == (1, 2, 0)
+    assert one.alive > 10, "each group of prompts and each part of the text"
     first = result.metrics
     assert one.run(attempt, DATA, {"steps": 2, "length": 16}) == Exit.DONE
     assert one.result().metrics == first
@@ -243,6 +245,7 @@ def test_behaviour_is_judged_by_the_rubric_and_by_the_proxy_that_the_stage_learn
     problems = drawn("micro/reverse@4", 12, 0, held=True)
     right, wrong = (found_by(knows, False, problems) for knows in (1.0, 0.0))
     assert judged(right, None)["gold"] > judged(wrong, None)["gold"] + 0.2
+    _unfinished_answers_count_as_nothing(right)
     one = Attempts(tmp_path, init, monkeypatch)
     one.prepared.mkdir()
     write_pairs(one.prepared / PREFERENCES, pairs([(find("micro/reverse"), range(3, 5))], 20, 0))
@@ -250,6 +253,18 @@ def test_behaviour_is_judged_by_the_rubric_and_by_the_proxy_that_the_stage_learn
     assert {"gold", "proxy"} <= set(one.result().metrics)
     assert one.run(attempt, {**DATA, "judge": "proxy"}, TRIMTAB_PREPARED_DIR="") == Exit.CONFIG
     assert "fitted to prepared pairs" in one.record().error_message
+
+
+def _unfinished_answers_count_as_nothing(right: list[Compared]) -> None:
+    """Of some problems no sample ended: they pull the means down and are told as a share."""
+    cut = [replace(one, answers=()) for one in right[:9]] + right[9:]
+    proxy = Proxy()
+    proxy.fit(pairs([(find("micro/reverse"), range(3, 5))], 20, 0), 0)
+    whole, rest, found = (judged(some, proxy) for some in (right, right[9:], cut))
+    for name in ("gold", "proxy"):
+        assert found[name] == pytest.approx(rest[name] / 4) and 0 < rest[name] <= 1
+    assert means(right)["ended"] == 1 and means(cut)["ended"] == pytest.approx(0.25)
+    assert set(whole) == {"gold", "proxy"}
 
 
 def test_batches_are_all_problems_in_order() -> None:

@@ -10,6 +10,7 @@ rubric (jobs/zaya/judge/rubric.py) is the gold score beside it, never read here.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,10 @@ class Proxy:
         scores = [self.score(pair.question, answer) for pair in pairs for answer in (pair.better, pair.worse)]
         self.offset = sum(scores) / len(scores)
         return self.agreement(pairs)
+
+    def preferred(self, question: str, answer: str) -> float:
+        """The probability that the answer is preferred to the mean answer of the fit: sigmoid of its score."""
+        return 1 / (1 + math.exp(-min(30.0, max(-30.0, self.score(question, answer)))))
 
     def agreement(self, pairs: Sequence[Pair]) -> float:
         """The share of pairs that it ranks as labelled; a tie is half."""

@@ -6,7 +6,6 @@ policy that is paid for it does not learn to stop.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,10 +62,8 @@ class ProxyScorer:
         return cls(proxy)
 
     def worth(self, problem: Problem, answer: str, ended: bool) -> Worth:
-        found = gold(problem.question, answer)
         if not ended:
-            return Worth(0.0, 0.0, found)
+            return Worth(0.0, 0.0, 0.0)
+        found = gold(problem.question, answer)
         score = find(problem.environment).score(problem, answer)
-        return Worth(
-            1 / (1 + math.exp(-min(30.0, max(-30.0, self.proxy.score(problem.question, answer))))), score, found
-        )
+        return Worth(self.proxy.preferred(problem.question, answer), score, found)
