@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from jobs.contract import Ranges
+
 
 @dataclass(frozen=True, slots=True)
 class Saved:
@@ -20,6 +22,8 @@ class Saved:
     path: str
     state: str
     state_at_s: float | None
+    skips: Ranges = ()
+    """of one that an earlier run saved: the data indices that its attempt left out"""
 
 
 def lineage(saved: Iterable[Saved], resumed: Sequence[tuple[int, int]]) -> list[Saved]:

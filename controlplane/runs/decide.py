@@ -220,7 +220,7 @@ def _path(view: View, no: int) -> list[Saved]:
 def _skip(view: View, last: AttemptView | None, resume: Saved | None) -> str:
     """The data to leave out (TRIMTAB_SKIP_STEPS): a decision to roll back gives up what was read since `resume`."""
     rolls_back = view.decision is not None and view.decision.action == "restart_rollback"
-    return format_ranges(skips.left_out(view.attempts, resume, last if rolls_back else None))
+    return format_ranges(skips.left_out(view.attempts, resume, last if rolls_back else None, view.given_up))
 
 
 # --- an attempt is alive ---

@@ -13,14 +13,18 @@ from controlplane.runs.view import AttemptView
 from jobs.contract import Ranges, data_index, merged
 
 
-def left_out(attempts: Sequence[AttemptView], resume: Saved | None, failed: AttemptView | None = None) -> Ranges:
+def left_out(
+    attempts: Sequence[AttemptView], resume: Saved | None, failed: AttemptView | None = None, before: Ranges = ()
+) -> Ranges:
     """The data indices that an attempt which goes on from `resume` leaves out.
 
     `failed`: the attempt whose data since that checkpoint is given up, up to the step that it did not complete.
+    `before`: what the runs that this one continues have given up.
     """
-    own = next((one.skips for one in attempts if resume is not None and one.no == resume.attempt_no), ())
+    wrote = next((one for one in attempts if resume is not None and one.no == resume.attempt_no), resume)
+    own = wrote.skips if wrote is not None else ()
     seen = data_index(resume.step, own) if resume is not None else 0
-    given_up = [found for one in attempts for found in one.skips]
+    given_up = [*before, *(found for one in attempts for found in one.skips)]
     if failed is not None:
         first = (resume.step if resume is not None else 0) + 1
         last = max(first, (failed.last_step or first) + 1)

@@ -187,6 +187,8 @@ class View:
     """whether a plan names its nodes; else the platform places, and says where"""
     unheard: frozenset[str] = frozenset()
     """nodes whose agents are silent while others are heard"""
+    given_up: Ranges = ()
+    """data indices that the runs which this one continues have left out"""
     role: str = ""
     """what the run is for in its lifecycle; empty for a job by itself"""
 

@@ -117,8 +117,8 @@ def final(session: Session, run_id: str) -> Kept | None:
     """The newest verified checkpoint on a run's way, those of the runs that it continues included."""
     rows = {one.id: one for one in runs.checkpoints(session, run_id)}
     work = lifecycles.work_of(session, run_id)
-    before = observe.continued(session, work.continues_id) if work is not None else ()
-    saved: list[Saved] = [*before, *(observe.saved_of(one) for one in rows.values())]
+    before = observe.continued(session, work.continues_id) if work is not None else observe.Before()
+    saved: list[Saved] = [*before.saved, *(observe.saved_of(one) for one in rows.values())]
     attempts = [observe.attempt_of(one) for one in runs.attempts(session, run_id)]
     chosen = resumable(lineage(saved, way(attempts)))
     row = runs.checkpoint(session, chosen.id) if chosen is not None else None

@@ -23,7 +23,7 @@ from controlplane.store import heartbeats, incidents, lifecycles, nodes, runs
 from controlplane.store.engine import Session, Store
 from controlplane.store.nodes import Machine
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Heartbeat, Run
-from jobs.contract import parse_ranges
+from jobs.contract import Ranges, merged, parse_ranges
 from jobs.spec import JobSpec
 
 _log = structlog.get_logger()
@@ -76,6 +76,16 @@ class Fleet:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """What the runs that another one continues have come to: what they saved, as an attempt 0, and gave up."""
+
+    runs: tuple[str, ...] = ()
+    saved: tuple[Saved, ...] = ()
+    given_up: Ranges = ()
+    """data indices"""
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """A run as the store has it, read in one session."""
 
@@ -88,8 +98,7 @@ class Rows:
     excluded: tuple[str, ...]
     wish: Wish | None
     role: str = ""
-    before: tuple[Saved, ...] = ()
-    """what the runs that this one continues have saved, as an attempt 0"""
+    before: Before = Before()
 
 
 def read_rows(
@@ -105,6 +114,7 @@ def read_rows(
         beats = heartbeats.of_attempt(session, run_id, attempts[-1].no) if attempts else []
         asked = runs.latest_wish(session, run_id)
         work = lifecycles.work_of(session, run_id)
+        before = continued(session, work.continues_id) if work is not None else Before()
         ttl_s = spec.spec.faults.exclude_ttl_hours * 3600
         return Rows(
             run=run,
@@ -113,22 +123,26 @@ def read_rows(
             decision=runs.open_decision(session, run_id),
             saved=runs.checkpoints(session, run_id),
             beats=[_beat(beat, _silent_s(beat, heard_s, since_s)) for beat in beats],
-            excluded=runs.excluded_nodes(session, run_id, now=now, ttl_s=ttl_s),
+            excluded=runs.excluded_nodes(session, [run.id, *before.runs], now=now, ttl_s=ttl_s),
             wish=_wish(asked.data) if asked is not None else None,
             role=work.role if work is not None else "",
-            before=continued(session, work.continues_id) if work is not None else (),
+            before=before,
         )
 
 
-def continued(session: Session, run_id: str | None) -> tuple[Saved, ...]:
-    """What lies on the way of a run that another one continues, under attempt 0; nothing of none."""
+def continued(session: Session, run_id: str | None) -> Before:
+    """What lies on the way of a run that another one continues; nothing of none."""
     if run_id is None:
-        return ()
+        return Before()
     work = lifecycles.work_of(session, run_id)
-    own = [saved_of(one) for one in runs.checkpoints(session, run_id)]
-    older = continued(session, work.continues_id) if work is not None else ()
+    older = continued(session, work.continues_id) if work is not None else Before()
     attempts = [attempt_of(one) for one in runs.attempts(session, run_id)]
-    return tuple(replace(one, attempt_no=0) for one in lineage([*older, *own], way(attempts)))
+    skips = {one.no: one.skips for one in attempts}
+    rows = [saved_of(one) for one in runs.checkpoints(session, run_id)]
+    own = [replace(one, skips=skips.get(one.attempt_no, ())) for one in rows]
+    saved = tuple(replace(one, attempt_no=0) for one in lineage([*older.saved, *own], way(attempts)))
+    given_up = merged([*older.given_up, *(found for one in attempts for found in one.skips)])
+    return Before((run_id, *older.runs), saved, given_up)
 
 
 def _silent_s(row: Heartbeat, heard_s: float, since_s: float) -> float:
@@ -216,7 +230,7 @@ def view_of(
         contract_level=spec.contract_level,
         attempts=tuple(map(attempt_of, rows.attempts)),
         decision=_decision(rows.decision),
-        saved=(*rows.before, *map(saved_of, rows.saved)),
+        saved=(*rows.before.saved, *map(saved_of, rows.saved)),
         troubles=tuple(map(_trouble, fleet.troubles(run.id))),
         beats=tuple(rows.beats),
         look=look,
@@ -228,6 +242,7 @@ def view_of(
         told=told,
         verifying=verifying,
         pins_nodes=pins_nodes,
+        given_up=rows.before.given_up,
         role=rows.role,
         unheard=_unheard(fleet) if rows.attempts and rows.attempts[-1].state == "draining" else frozenset(),
     )

@@ -98,10 +98,10 @@ def events_of_kind(session: Session, run_id: str, kinds: Sequence[str]) -> list[
     return list(session.scalars(query))
 
 
-def excluded_nodes(session: Session, run_id: str, *, now: float, ttl_s: float) -> tuple[str, ...]:
-    """Nodes that decisions of this run left out and that are still within their time."""
+def excluded_nodes(session: Session, run_ids: Collection[str], *, now: float, ttl_s: float) -> tuple[str, ...]:
+    """Nodes that decisions of these runs left out and that are still within their time."""
     query = select(Decision.excluded_nodes).where(
-        Decision.run_id == run_id,
+        Decision.run_id.in_(run_ids),
         Decision.created_s > now - ttl_s,
         Decision.mode == "act",
         Decision.executed_s.is_not(None),

@@ -11,6 +11,8 @@ from controlplane.services import runs as service
 from controlplane.services import views_now
 from controlplane.services.lifecycles import LifecycleRefused
 from controlplane.services.live import Live
+from controlplane.store import runs
+from controlplane.store import lifecycles
 from jobs.contract import Exit
 from tests.runs.conducting import JOB, Conducting, gate
 from tests.runs.piloting import BOOK
@@ -58,6 +60,33 @@ def test_a_failed_run_is_followed_by_another_that_goes_on_from_its_checkpoint(wa
     )
     assert walk.walk(made) == "succeeded"
     assert walk.last(second.run.id).first_step == 6
+
+
+def test_what_a_run_gave_up_the_run_that_continues_it_does_not_take_back(walk: Conducting) -> None:
+    made = walk.begin({**A, "budget": {"retries": 2}}, faults={"restarts": 0})
+    walk.tick()
+    first = walk.newest(made, "a").run.id
+    with walk.store.write() as session:  # as after a roll-back that left out data, and a node
+        attempt = runs.attempt_of(session, first, 1)
+        attempt.spec = {**attempt.spec, "skip_steps": "3-4,8-9"}
+        now, empty = walk.clock.now(), dict.fromkeys(("failure_class", "fingerprint", "entity", "progress"), "")
+        values = {"run_id": first, "attempt_no": 1, "action": "restart_exclude", "mode": "act", "rule": "hang", **empty}
+        values |= {"reason": "It hangs.", "evidence": [], "budgets_before": {}, "budgets_after": {}}
+        times = {"created_s": now, "executed_s": now}
+        decided = runs.add_decision(session, id="d", excluded_nodes=["node-3"], policy_version="1", **values, **times)
+        decided.state = "verified"
+    walk.train(first, 1, 5)
+    walk.save(first, 5)
+    walk.tick()
+    for _ in range(2):
+        broken(walk, made)
+    walk.tick()
+    walk.tick(120)
+    last = walk.newest(made, "a").run.id
+    given = walk.backend.attempts[walk.last(last).name].plan.environment
+    assert len(walk.works(made)) == 3 and walk.last(last).resume_step == 5
+    assert given["TRIMTAB_SKIP_STEPS"] == "3-4,8-9", "step 5 has read index 7"
+    assert walk.last(last).excluded_nodes == ["node-3"]
 
 
 def test_when_the_retries_are_used_a_person_is_asked(walk: Conducting) -> None:
@@ -156,6 +185,24 @@ def test_a_fresh_retry_trains_with_another_seed(walk: Conducting) -> None:
     assert (seeds, walk.stages(made)["a"].candidate_hash) == ([0, 1], "")
     with pytest.raises(LifecycleRefused, match="stage a is training and waits for nobody"):
         walk.retry(made, "a")
+
+
+def test_a_word_does_not_outlive_the_evaluation_of_which_it_was_said(walk: Conducting) -> None:
+    made = walk.begin(CHECKED)
+    walk.metrics["a"] = {"loss": 3.0}
+    walk.walk(made)
+    walk.say(made, "a", "approved", reason="good enough")
+    with pytest.raises(LifecycleRefused, match="a person's word on checkpoint .* is being carried out"):
+        walk.retry(made, "a", evaluation=True)
+    walk.taint(walk.held(made).candidate_hash)  # before the word was carried out
+    walk.tick()
+    assert walk.held(made).hold == "tainted"
+    walk.retry(made, "a")
+    walk.tick()
+    walk.tick()
+    assert walk.look(made).stages[0].words == ()
+    with walk.store.read() as session:
+        assert [one.used_s is None for one in lifecycles.approvals(session, made)] == [False]
 
 
 # --- pause and cancel ---

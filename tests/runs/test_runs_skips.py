@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ def test_a_checkpoint_that_has_read_what_was_given_up_later_goes_on_where_it_sto
     attempts = (failed("numerics", 1, last_step=30), attempt(2, "stopped", resume_step=10, skips=((11, 31),)))
     assert left_out(attempts, saved(20)) == ((21, 31),), "20 was computed from 11 to 20: that cannot be undone"
     assert left_out(attempts, saved(10)) == left_out(attempts, None) == ((11, 31),)
+
+
+def test_a_checkpoint_of_the_run_before_keeps_what_that_left_out() -> None:
+    before, kept = ((3, 4), (8, 9)), replace(saved(5, 0), skips=((3, 4),))
+    assert left_out((), kept, before=before) == ((3, 4), (8, 9))
+    assert left_out((), replace(kept, skips=()), before=before) == ((8, 9),), "it has read 3 and 4"
+    assert left_out((), None, before=before) == before
 
 
 HISTORY = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 12), st.integers(0, 99), st.booleans()), max_size=6)
