@@ -24,7 +24,8 @@ from jobs.zaya.tokens import END, PAD
 class Completion:
     """What the model said to one prompt.
 
-    `tokens`: generated, without END. `logprobs`: of each generated token at temperature 1, END's last when `ended`.
+    `tokens`: generated, without END. `logprobs`: of each generated token under the distribution that it was drawn from,
+    so at the sampling temperature (greedy: at 1), END's last when `ended`.
     `routes` [L, prompt + generated − 1] int16, if asked for: the slot chosen at each token that was read, END counted
     among the generated; the last generated token is never read.
     """
@@ -66,13 +67,13 @@ def _recorded(model: ZayaForCausalLM) -> Iterator[list[Tensor]]:
 
 
 def choose(logits_BV: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[list[int], list[float]]:
-    """A next token a row and its log-probability at temperature 1; the likeliest one at temperature 0."""
-    logprobs = logits_BV.float().log_softmax(dim=-1)
+    """A next token a row and its log-probability at that temperature; at temperature 0 the likeliest one, at 1."""
+    logits = logits_BV.float() / (temperature or 1.0)
+    logprobs = logits.log_softmax(dim=-1)
     if temperature == 0:
         tokens = logits_BV.argmax(dim=-1)
     else:
-        scores = (logits_BV.float() / temperature).softmax(dim=-1)
-        tokens = torch.multinomial(scores, 1, generator=generator)[:, 0]
+        tokens = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
     return tokens.tolist(), logprobs.gather(1, tokens[:, None])[:, 0].tolist()
 
 

@@ -81,6 +81,14 @@ def test_the_learner_agrees_with_the_rollout_that_has_its_weights() -> None:
     assert done.grad_norm > 0
 
 
+def test_the_learner_agrees_with_a_rollout_at_another_temperature() -> None:
+    config = replace(CONFIG, temperature=0.5)
+    one = learner(model(), temperature=0.5)
+    done = one.step(rolled(one.model, config), 1)
+    assert done.ratio == pytest.approx(1, abs=1e-5)
+    assert done.clipped == 0
+
+
 def test_the_likelihood_of_what_was_rewarded_rises() -> None:
     of = model()
     groups = rolled(of)

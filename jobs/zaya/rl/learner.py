@@ -209,10 +209,10 @@ class RLLearner:
         different = (torch.stack(own) != routes)[:, real]
         return float(loss.detach()), found.clipped, found.ratio, float(different.sum()), float(different.numel())
 
-    @staticmethod
-    def _logprobs(model: ZayaForCausalLM, batch: Batch, routes: Tensor) -> Tensor:
-        """Log-probabilities of the targets [B, T] at temperature 1."""
-        logits: Tensor = model(batch.tokens_BT, routes=routes)
+    def _logprobs(self, model: ZayaForCausalLM, batch: Batch, routes: Tensor) -> Tensor:
+        """Log-probabilities of the targets [B, T] at the temperature of the rollout: the policy that is learned is the
+        one that was sampled, or the importance ratio of equal weights would not be 1."""
+        logits: Tensor = model(batch.tokens_BT, routes=routes) / self.config.temperature
         return logits.log_softmax(dim=-1).gather(2, batch.targets_BT[..., None])[..., 0]
 
     def _move(self, rate: float) -> None:
