@@ -21,7 +21,7 @@ from controlplane.store import lifecycles
 from controlplane.store.engine import Session
 from controlplane.store.lifecycles import Executed
 from controlplane.store.tables import Checkpoint, LifecycleStage
-from jobs.lifecycle import Lifecycle, parse_lifecycle
+from jobs.lifecycle import Lifecycle, Stage, parse_lifecycle
 from jobs.spec import JobSpec
 
 SHORTEST_HASH = 8
@@ -96,16 +96,16 @@ def clone(
     if begin not in made.stages:
         raise LifecycleNotFound(f"{made.name} has no stage {begin}; it has {', '.join(made.stages)}")
     needed, again = made.upstream(begin), {begin, *made.downstream(begin)}
-    stages = []
-    for one in made.spec.stages:
-        row = parent.stage(one.name)
-        why = _unfit_to_inherit(session, row, one.name)
-        if one.name in needed and why:
+    for name in made.stages:
+        why = _unfit_to_inherit(session, parent, made, name)
+        if name in needed and why:
             raise LifecycleRefused(f"a clone cannot begin with {begin}: {why}")
-        if one.name in again or why or row is None:
-            stages.append({"name": one.name})
-            continue
-        stages.append(_inherited(row, parent))
+        if why:
+            again |= {name, *made.downstream(name)}
+    stages = [
+        {"name": name} if row is None or name in again else _inherited(row, parent)
+        for name, row in ((name, parent.stage(name)) for name in made.stages)
+    ]
     found = _add(session, made, stages, source=source, parent_id=parent.id, actor=actor, now=now)
     kept = ", ".join(one["name"] for one in stages if one.get("inherited")) or "no stage"
     sentence = f"{actor} cloned {parent.state.name} from stage {begin}: {kept} inherited from {parent.id}."
@@ -113,14 +113,25 @@ def clone(
     return found
 
 
-def _unfit_to_inherit(session: Session, row: LifecycleStage | None, name: str) -> str:
+def _unfit_to_inherit(session: Session, parent: Executed, plan: Lifecycle, name: str) -> str:
+    """Why a stage of a clone has to run, "" if what its parent's stage made and found is its own too."""
+    row = parent.stage(name)
     if row is None:
         return f"stage {name} is not in the lifecycle that is cloned"
     if row.state != "passed":
         return f"stage {name} is {row.state}, only a passed one is inherited"
     if row.candidate_hash and lifecycles.tainted(session, [row.candidate_hash]):
         return f"checkpoint {short(row.candidate_hash)} of stage {name} is tainted"
+    if not row.candidate_hash and any(one.source == name for one in plan.spec.stages):
+        return f"stage {name} left no checkpoint, and another one starts from it"
+    if _asked(plan.stage(name)) != _asked(parse_lifecycle(parent.plan.spec).stage(name)):
+        return f"stage {name} is planned differently from the lifecycle that is cloned: begin with it"
     return ""
+
+
+def _asked(stage: Stage) -> tuple[Any, ...]:
+    """What decides what a stage makes and whether it passes."""
+    return stage.role, stage.source, list(stage.works()), stage.requirements, stage.wants_approval
 
 
 def _inherited(row: LifecycleStage, parent: Executed) -> dict[str, Any]:
@@ -227,9 +238,7 @@ def say(
         raise LifecycleRefused(f"checkpoint {short(asked)} is tainted: nobody may approve it")
     if verdict == "approved" and row.hold == "refused" and not reason.strip():
         raise LifecycleRefused(f"the gate of stage {stage} refused: say why it is approved all the same")
-    if any(
-        one.used_s is None and one.checkpoint_hash == asked for one in lifecycles.approvals(session, found.id, stage)
-    ):
+    if _open_word(session, found, row):
         raise LifecycleRefused(f"a person's word on checkpoint {short(asked)} of stage {stage} is being carried out")
     lifecycles.add_approval(
         session,
@@ -242,6 +251,12 @@ def say(
         reason=reason.strip(),
     )
     return found
+
+
+def _open_word(session: Session, found: Executed, row: LifecycleStage) -> bool:
+    """Whether a person's word on a stage's candidate has not had its effect yet."""
+    words = lifecycles.approvals(session, found.id, row.name)
+    return any(one.used_s is None and one.checkpoint_hash == row.candidate_hash for one in words)
 
 
 def same(given: str, full: str) -> bool:
@@ -268,6 +283,9 @@ def retry(
     why = lifecycle_again.refuses(view.stage(stage), Again(actor, fresh, evaluation))
     if why:
         raise LifecycleRefused(why)
+    if row.hold in APPROVABLE and _open_word(session, found, row):
+        about = f"checkpoint {short(row.candidate_hash)} of stage {stage}"
+        raise LifecycleRefused(f"a person's word on {about} is being carried out: it cannot be tried again now")
     row.wish = {"actor": actor, "fresh": fresh, "evaluation": evaluation}
     what = "its evaluation" if evaluation else "afresh" if fresh else "from where it came to"
     tell(session, found, f"{actor} asked for stage {stage} to be tried again: {what}.", kind="stage_wish", now=now)
@@ -289,6 +307,8 @@ def promote(
     if row.state != "validated" or not row.hash:
         why = row.reason or "it was never verified"
         raise LifecycleRefused(f"checkpoint {short(row.hash or '')} is {row.state} and cannot be promoted: {why}")
+    if lifecycles.tainted(session, [row.hash]):
+        raise LifecycleRefused(f"checkpoint {short(row.hash)} is tainted in another place and cannot be promoted")
     stage = next((one.name for one in found.stages if one.candidate_hash == row.hash), "")
     before = lifecycles_moves.promote(session, found, alias, row.hash, stage=stage, actor=actor, now=now)
     return {"alias": alias, "owner": found.state.name, "checkpoint_hash": row.hash, "before": before or None}

@@ -77,8 +77,9 @@ def _held_s(spent: Sequence[Spent], now: float) -> float:
 
 def cost(session: Session, run: Run, now: float) -> Cost:
     """What a run has cost so far."""
-    if run.uid in _kept:
-        return _kept[run.uid]
+    known = _kept.get(run.uid)
+    if known is not None:
+        return known
     attempts = runs.attempts(session, run.id)
     spans = views_runs.phases(session, run.id, attempts)
     spent = views_runs.spent(attempts, spans, steps.read(session, run.id), now)
@@ -88,6 +89,6 @@ def cost(session: Session, run: Run, now: float) -> Cost:
     found = Cost(_held_s(spent, now) * hours, productive * hours, max(0.0, begun - run.created_s) * hours)
     if run.ended_s is not None and run.ended_s < now - SETTLED_S:
         while len(_kept) >= KEPT:
-            del _kept[next(iter(_kept))]
+            _kept.pop(next(iter(list(_kept)), ""), None)  # another thread may have taken it out
         _kept[run.uid] = found
     return found

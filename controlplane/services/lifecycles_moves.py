@@ -197,6 +197,7 @@ def _start(
     row.retries += int(move.charged)
     if move.asked:
         row.wish, row.verdict = None, None
+        lifecycles.void_approvals(session, found.id, row.name, now=now)  # they were of what was found before
         row.gpu_h_before = sum(lifecycles_cost.used(session, one.run, now) for one in mine)
         if move.role == "train":
             row.candidate_hash, row.candidate_path = "", ""

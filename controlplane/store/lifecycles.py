@@ -277,6 +277,12 @@ def use_approval(session: Session, approval_id: str, *, now: float) -> None:
     word.used_s = now
 
 
+def void_approvals(session: Session, lifecycle_id: str, stage: str, *, now: float) -> None:
+    """No word that was said of a stage so far holds for anything more."""
+    for word in approvals(session, lifecycle_id, stage):
+        word.used_s = now if word.used_s is None else word.used_s
+
+
 def point(
     session: Session,
     *,

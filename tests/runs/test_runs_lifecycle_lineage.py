@@ -6,7 +6,8 @@ import pytest
 
 from controlplane.services.lifecycles import LifecycleNotFound, LifecycleRefused
 from controlplane.store import lifecycles
-from tests.runs.conducting import Conducting, gate
+from controlplane.store.tables import Checkpoint
+from tests.runs.conducting import JOB, Conducting, gate
 
 A, B = {"name": "a"}, {"name": "b"}
 CHECKED = {"name": "a", "gate": gate("loss < 2.6")}
@@ -95,7 +96,7 @@ def test_a_clone_inherits_what_its_first_stage_needs(walk: Conducting) -> None:
     assert walk.walk(other) == "succeeded"
     assert [one.work.stage for one in walk.works(other)] == ["b", "b", "c"]
     assert walk.newest(other, "b").work.init_hash == base
-    more = ({**A, "promote": "base"}, {"name": "b"}, {"name": "new"}, {"name": "c", "after": ["new"]})
+    more = ({**A, "promote": "base"}, CHECKED | {"name": "b"}, {"name": "new"}, {"name": "c", "after": ["new"]})
     third = walk.clone(other, "c", *more[:2], more[3] | {"after": ["b"]})
     assert [one.inherited for one in walk.stages(third).values()] == [True, True, False]
     with pytest.raises(LifecycleRefused, match="stage new is not in the lifecycle that is cloned"):
@@ -103,6 +104,32 @@ def test_a_clone_inherits_what_its_first_stage_needs(walk: Conducting) -> None:
     for begin, said in (("c", "stage b is held, only a passed one"), ("z", "has no stage z")):
         with pytest.raises((LifecycleRefused, LifecycleNotFound), match=said):
             walk.clone(made, begin)
+
+
+def test_a_clone_inherits_only_what_its_own_plan_would_have_done(walk: Conducting) -> None:
+    beside, below = {"name": "c", "after": ["a"], "from": "a"}, {"name": "d", "after": ["c"], "from": "c"}
+    made = walk.begin(CHECKED, B, beside, below)
+    assert walk.walk(made) == "succeeded"
+    longer = {"job": JOB | {"train": {"steps": 20, "checkpointEvery": 5}}}
+    rest = ({**B, "after": ["a"], "from": "a"}, beside, below)
+    for changed in (CHECKED | longer, CHECKED | {"gate": gate("loss < 0.1")}, CHECKED | {"gate": None}):
+        with pytest.raises(LifecycleRefused, match="stage a is planned differently from the lifecycle that is cloned"):
+            walk.clone(made, "b", changed, *rest)
+    same = walk.clone(made, "b", CHECKED, *rest)
+    assert [one.inherited for one in walk.stages(same).values()] == [True, False, True, True]
+    other = walk.clone(made, "b", CHECKED, rest[0], beside | longer, below)
+    assert [one.inherited for one in walk.stages(other).values()] == [True, False, False, False]
+
+
+def test_a_clone_inherits_no_stage_without_a_checkpoint_that_another_starts_from(walk: Conducting) -> None:
+    made = walk.begin(A, B)
+    walk.walk(made)
+    with walk.store.write() as session:
+        found = lifecycles.locked(session, made)
+        assert found is not None
+        found.stages[0].candidate_hash = ""  # as of a training from which nothing was asked when it ended
+    with pytest.raises(LifecycleRefused, match="stage a left no checkpoint"):
+        walk.clone(made, "b")
 
 
 def test_an_alias_moves_by_a_persons_word_and_says_so(walk: Conducting) -> None:
@@ -121,6 +148,14 @@ def test_an_alias_moves_by_a_persons_word_and_says_so(walk: Conducting) -> None:
     assert walk.story(made)[-1].startswith(
         f"Alias base of walk points at checkpoint {tuned[:12]}, before at {base[:12]}"
     )
+    other = walk.submit()
+    with walk.store.write() as session:  # the same bytes, found spoilt in another run
+        row = lifecycles.checkpoint(session, tuned)
+        assert row is not None
+        same = {column.name: getattr(row, column.name) for column in row.__table__.columns}
+        session.add(Checkpoint(**same | {"id": "copied", "run_id": other, "path": "/copied", "state": "tainted"}))
+    with pytest.raises(LifecycleRefused, match="is tainted in another place"):
+        walk.promote(made, "base", tuned)
     for wrong, said in (("ab" * 32, "has no checkpoint"), (base[:4], "8 digits at least")):
         with pytest.raises(LifecycleRefused, match=said):
             walk.promote(made, "base", wrong)
