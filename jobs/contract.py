@@ -265,6 +265,11 @@ class HeartbeatWriter:
         if first or now - self._written >= HEARTBEAT_INTERVAL_S:
             self._write()
 
+    def alive(self) -> None:
+        """The same phase goes on: for work between two steps that may take longer than a rank may be silent."""
+        if time.monotonic() - self._written >= HEARTBEAT_INTERVAL_S:
+            self._write()
+
     def _write(self) -> None:
         self._written = time.monotonic()
         environment = self.environment
@@ -303,17 +308,22 @@ def hang_limit_s(beat: Heartbeat, longest_checkpoint_s: float | None = None) -> 
         return 1800.0
     if beat.phase in ("load", "checkpoint"):
         return max(600.0, 3 * (longest_checkpoint_s or 0.0))
-    if beat.phase in ("train", "rollout", "weight_sync") and beat.first_step is None:
+    if beat.phase in ("train", "rollout", "weight_sync", "eval") and beat.first_step is None:
         return 600.0
     return max(60.0, 5 * (beat.step_seconds_median or 0.0))
 
 
 class StopFlag:
-    """SIGTERM: save and stop. SIGUSR1: save and go on. A handler only sets a flag; the step boundary reads it."""
+    """SIGTERM: save and stop. SIGUSR1: save and go on. A handler only notes it; the step boundary reads it.
+
+    Wishes to save are counted, so that one that comes while another is taken is not lost.
+    """
+
+    stop = False
+    _wished = 0
+    _taken = 0
 
     def __init__(self) -> None:
-        self.stop = False
-        self.save = False
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGUSR1, self._on_usr1)
 
@@ -321,7 +331,18 @@ class StopFlag:
         self.stop = True
 
     def _on_usr1(self, _number: int, _frame: FrameType | None) -> None:
-        self.save = True
+        self._wished += 1
+
+    @property
+    def save(self) -> bool:
+        """Whether a save was wished for since the last `take_save`."""
+        return self._wished != self._taken
+
+    def take_save(self) -> bool:
+        """The same, and these wishes count as met; one that comes meanwhile stands."""
+        wished = self._wished
+        found, self._taken = wished != self._taken, wished
+        return found
 
 
 def write_save_by(directory: Path, at_s: float | None) -> None:

@@ -16,7 +16,15 @@ from typing import Protocol
 
 import torch.distributed as dist
 
-from jobs.contract import ContractError, Environment, Exit, ExitRecord, HeartbeatWriter, write_exit_record
+from jobs.contract import (
+    ContractError,
+    Environment,
+    Exit,
+    ExitRecord,
+    HeartbeatWriter,
+    step_directory,
+    write_exit_record,
+)
 from jobs.zaya.learner import NumericsError
 
 
@@ -42,11 +50,25 @@ def code_of(error: Exception) -> int:
     return Exit.NUMERICS if isinstance(error, NumericsError) else 1
 
 
+def reached(environment: Environment, step: int) -> Path:
+    """The checkpoint of an attempt's last step: the one that it resumed from where nothing was left to train."""
+    saved = step_directory(environment.checkpoint_dir, step)
+    if not saved.is_dir() and environment.resume_from is not None:
+        return environment.resume_from
+    return saved
+
+
 def _leave_record(record: ExitRecord) -> None:
-    """Beside the heartbeats, even when the rest of the environment could not be read."""
+    """Beside the heartbeats, even when the rest of the environment could not be read.
+
+    One that cannot be written (a full disk) is said on stderr: the exit code says the most of it.
+    """
     directory = os.environ.get("TRIMTAB_HEARTBEAT_DIR")
     if directory:
-        write_exit_record(Path(directory), record)
+        try:
+            write_exit_record(Path(directory), record)
+        except OSError as error:
+            print(f"exit record: {error}", file=sys.stderr, flush=True)
 
 
 def carry_out(make: Callable[[Environment, HeartbeatWriter], Work], rank: int, world: int) -> int:

@@ -39,6 +39,7 @@ class Saver:
     def __init__(self, environment: Environment, rank: int, world: int) -> None:
         self.environment, self.rank, self.world = environment, rank, world
         self.seconds = 0.0
+        self._begun = 0.0
         self.kind = "whole"
         self._group: ProcessGroup | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -55,7 +56,7 @@ class Saver:
     def begin(self, state: dict[str, Any], facts: checkpoint.Facts) -> None:
         """Copies the state and returns; waits for the checkpoint before and raises what went wrong with it."""
         self.finish()
-        begun = time.monotonic()
+        begun = self._begun = time.monotonic()
         if self.kind == "dcp":
             self._begin_shards(state, facts, begun)
         elif self.rank == 0:
@@ -88,6 +89,15 @@ class Saver:
         self.seconds = max(self.seconds, time.monotonic() - begun)
         problem = announce_checkpoint(self.environment, directory, manifest)
         print(f"saved step {facts.step}" + (f"; not announced: {problem}" if problem else ""), flush=True)
+
+    def needed_s(self) -> float:
+        """How long a save that is begun now would take, in seconds, what is still being written included: each as long
+        as the longest so far."""
+        if self._writing is None or self._writing.done():
+            return self.seconds
+        passed = time.monotonic() - self._begun
+        longest = max(self.seconds, passed)
+        return longest - passed + longest
 
     def finish(self) -> None:
         """Waits until nothing is being written; raises what went wrong."""

@@ -28,11 +28,10 @@ from jobs.contract import (
     checkpoint_hash,
     data_index,
     save_deadline_s,
-    step_directory,
     write_result,
 )
 from jobs.zaya import checkpoint
-from jobs.zaya.attempt import TooLateError, carry_out
+from jobs.zaya.attempt import TooLateError, carry_out, reached
 from jobs.zaya.config import ModelConfig, TrainConfig, read_config
 from jobs.zaya.figures import Figures
 from jobs.zaya.learner import Learner, NumericsError
@@ -42,8 +41,8 @@ from jobs.zaya.saving import Saver
 
 def agreed(flag: StopFlag, world: int, too_late: bool) -> tuple[bool, bool, bool]:
     """(stop, save, too late to save) as all ranks agree: a drain may signal one node only."""
-    wishes = torch.tensor([flag.stop, flag.stop or flag.save, too_late], dtype=torch.int32)
-    flag.save = False
+    save = flag.take_save()
+    wishes = torch.tensor([flag.stop, flag.stop or save, too_late], dtype=torch.int32)
     if world > 1:
         dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
     return bool(wishes[0]), bool(wishes[1]), bool(wishes[2])
@@ -115,9 +114,12 @@ class Job:
         self.beat.phase("train")
 
     def too_late(self) -> bool:
-        """Whether a stop was asked for and a save like those before would not be complete in time."""
+        """Whether a stop was asked for and a save like those before would not be complete in time.
+
+        One that is still being written comes first.
+        """
         deadline_s = save_deadline_s(self.environment) if self.flag.stop else None
-        return deadline_s is not None and time.time() + self.saver.seconds > deadline_s
+        return deadline_s is not None and time.time() + self.saver.needed_s() > deadline_s
 
     def run(self) -> Exit:
         """Trains to the last step, or until asked to stop; what is being saved then is waited for."""
@@ -143,11 +145,8 @@ class Job:
 
     def _leave_result(self) -> None:
         """The training's figures, and the checkpoint that they lead to."""
-        directory = self.environment.checkpoint_dir
-        saved = step_directory(directory, self.step)
-        if not saved.is_dir() and self.environment.resume_from is not None:
-            saved = self.environment.resume_from  # it was the last step's already: nothing was left to train
-        write_result(directory, Result(self.figures.metrics(), checkpoint_hash(saved)))
+        hash_ = checkpoint_hash(reached(self.environment, self.step))
+        write_result(self.environment.checkpoint_dir, Result(self.figures.metrics(), hash_))
 
     def _train(self, tell: Callable[..., None]) -> Exit:
         while self.step < self.config.steps:

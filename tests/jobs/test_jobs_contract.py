@@ -210,7 +210,7 @@ def test_each_phase_has_its_own_patience(phase: str, median: float | None, longe
     assert contract.hang_limit_s(beat, longest_checkpoint_s=longest) == limit
 
 
-@pytest.mark.parametrize("phase", ["train", "rollout", "weight_sync"])
+@pytest.mark.parametrize("phase", ["train", "rollout", "weight_sync", "eval"])
 def test_what_goes_before_a_first_step_has_ten_minutes(phase: str) -> None:
     assert contract.hang_limit_s(replace(BEAT, phase=phase, first_step=None)) == 600
 
@@ -224,6 +224,22 @@ def test_a_trainer_whose_steps_have_phases_says_how_long_they_took(tmp_path: Pat
     writer.phase("exit")
     found = Heartbeat.from_json((tmp_path / "beats" / "heartbeat-rank-0.json").read_bytes())
     assert found.step_seconds_median == 4.0
+
+
+def test_work_between_two_steps_says_that_it_goes_on_but_not_too_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("jobs.contract.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("jobs.contract.time.time", lambda: 1000 + now[0])
+    writer = HeartbeatWriter(environment(tmp_path), 0, 1)
+    writer.phase("eval")
+    now[0] += 4.9
+    writer.alive()
+    assert beat_of(tmp_path).at_s == 1100
+    now[0] += 0.1
+    writer.alive()
+    assert (beat_of(tmp_path).at_s, beat_of(tmp_path).phase_since_s) == (1105, 1100)
 
 
 def test_exit_records_come_back_earliest_first_and_damaged_ones_are_left_out(tmp_path: Path) -> None:
@@ -272,11 +288,32 @@ def test_the_stop_flag_tells_a_stop_from_a_save() -> None:
         flag = contract.StopFlag()
         os.kill(os.getpid(), signal.SIGUSR1)
         assert (flag.stop, flag.save) == (False, True)
+        assert (flag.take_save(), flag.save, flag.take_save()) == (True, False, False)
         os.kill(os.getpid(), signal.SIGTERM)
         assert flag.stop
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGUSR1, before[1])
+
+
+class _Interrupted(contract.StopFlag):
+    """A wish comes at the worst moment: `take_save` has read the count and not yet set it."""
+
+    def __init__(self) -> None:
+        self.armed = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "_taken" and self.armed:
+            self.armed = False
+            self._on_usr1(signal.SIGUSR1, None)
+        super().__setattr__(name, value)
+
+
+def test_a_wish_to_save_that_comes_while_one_is_taken_stands() -> None:
+    flag = _Interrupted()
+    flag._on_usr1(signal.SIGUSR1, None)
+    flag.armed = True
+    assert [flag.take_save() for _ in range(3)] == [True, True, False]
 
 
 class _Server(BaseHTTPRequestHandler):

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 import torch.nn.functional as F
+from ray.exceptions import RayActorError
 
 from agents.probe.ring import RingReader, RingRecord
 from jobs import contract
@@ -58,7 +60,7 @@ class Wishes(StopFlag):
     """A stop flag that no signal reaches: the test raises it."""
 
     def __init__(self, stop: bool = False) -> None:
-        self.stop, self.save = stop, False
+        self.stop = stop
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,7 +134,12 @@ class Run:
         }
 
     def attempt(
-        self, no: int = 1, flag: StopFlag | None = None, train: dict[str, Any] | None = None, **more: str
+        self,
+        no: int = 1,
+        flag: StopFlag | None = None,
+        train: dict[str, Any] | None = None,
+        of: type[Job] = Job,
+        **more: str,
     ) -> int:
         with pytest.MonkeyPatch.context() as patch:
             for name in [name for name in os.environ if name.startswith("TRIMTAB_")]:
@@ -140,7 +147,7 @@ class Run:
             for name, value in self.environment(no, train or {}, **more).items():
                 patch.setenv(name, value)
             wishes = flag or Wishes()
-            return carry_out(lambda environment, beat: Job(environment, beat, wishes), 0, 1)
+            return carry_out(lambda environment, beat: of(environment, beat, wishes), 0, 1)
 
     def beats(self, no: int = 1) -> Path:
         return self.directory / "node" / "attempts" / f"run-1-{no}"
@@ -211,6 +218,27 @@ def test_three_steps_and_three_more_equal_six(whole: Run) -> None:
     assert other.parent == str(whole.saved(1, 3))
 
 
+def test_an_attempt_that_resumes_from_the_last_step_has_its_result(whole: Run) -> None:
+    assert whole.attempt(3, TRIMTAB_RESUME_FROM=str(whole.saved(1, 6))) == Exit.DONE
+    assert whole.result(3) == whole.result(1)
+
+
+class _StoppedAfterASave(Job):
+    """A stop comes while completions are waited for, right after step 1 was saved."""
+
+    def _one_step(self, tell: Callable[..., None]) -> None:
+        self.flag.stop = self.step == 1
+        if self.flag.stop:
+            raise StoppedError
+        super()._one_step(tell)
+
+
+def test_a_stop_right_after_a_save_has_lost_nothing_however_little_time_is_left(source: Path, tmp_path: Path) -> None:
+    run, late = Run(tmp_path, source), {"TRIMTAB_SAVE_BY": "1.0"}
+    assert run.attempt(flag=Wishes(), train={"checkpointEvery": 1}, of=_StoppedAfterASave, **late) == Exit.SAVED
+    assert [path.name for path in contract.list_checkpoints(tmp_path)] == ["step-00000001"]
+
+
 def test_a_stop_saves_the_step_and_what_was_on_its_way(source: Path, tmp_path: Path) -> None:
     """With a preference model, which the second attempt has from the checkpoint: its file is gone by then."""
     run = Run(tmp_path, source)
@@ -260,6 +288,7 @@ def test_a_killed_actor_is_replaced_and_its_prompts_completed(trained: ZayaForCa
     said: list[str] = []
     pool = Pool(asdict(MODEL), EnvironmentScorer(), 1, said.append)
     try:
+        pool.start()
         pid = pool.pids()[0]
         pool.push(Weights.of(7, trained))
         wanted = pool.collect(pool.send([task()]), lambda: False, lambda: None)
@@ -268,7 +297,12 @@ def test_a_killed_actor_is_replaced_and_its_prompts_completed(trained: ZayaForCa
         found = pool.collect(sent, lambda: False, lambda: None)
         with pytest.raises(StoppedError):
             pool.collect(pool.send([task()]), lambda: True, lambda: None)
-        assert pool.pids() != [pid]
+        (second,) = pool.pids()
+        assert second != pid
+        os.kill(second, signal.SIGKILL)
+        with pytest.raises(RayActorError):
+            ray.get(pool._actors[0].pid.remote())
+        assert pool.pids() == [second], "until it is replaced"
     finally:
         pool.close()
     assert [group.version for group in found] == [7] * 6
@@ -288,6 +322,16 @@ def test_an_error_of_an_environments_own_is_no_death(trained: ZayaForCausalLM) -
         with pytest.raises(RuntimeError, match="before it was given weights"):
             pool.collect(sent, lambda: False, lambda: None)
         assert pool.restarts == 0
+    finally:
+        pool.close()
+
+
+def test_an_actor_that_dies_before_it_says_its_process_id_is_waited_for_by_nobody() -> None:
+    pool = Pool(asdict(MODEL), EnvironmentScorer(), 1)
+    try:
+        ray.kill(pool._actors[0])
+        pool.start()
+        assert pool.pids() == []
     finally:
         pool.close()
 

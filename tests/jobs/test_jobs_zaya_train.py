@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ class Wishes(StopFlag):
     """A stop flag that no signal reaches: the test raises it."""
 
     def __init__(self, stop: bool = False, save: bool = False) -> None:
-        self.stop, self.save = stop, save
+        self.stop = stop
+        if save:
+            self._on_usr1(signal.SIGUSR1, None)
 
 
 class Run:
@@ -275,6 +279,16 @@ def test_a_save_as_long_as_the_longest_before_must_fit(run: Run, monkeypatch: py
     assert job.too_late()
     job.saver.seconds = 9.0
     assert not job.too_late()
+    clock = [50.0]
+    monkeypatch.setattr("jobs.zaya.saving.time.monotonic", lambda: clock[0])
+    job.saver._writing, job.saver._begun = Future(), 44.0
+    assert job.too_late(), "3 s more for the one being written, then 9"
+    clock[0] = 52.5
+    assert not job.too_late(), "0.5 s more"
+    clock[0] = 55.5
+    assert job.too_late(), "it takes 11.5 s already, and so will the next"
+    job.saver._writing.set_result(None)
+    assert not job.too_late()
 
 
 def test_a_wish_to_save_is_met_once_and_training_goes_on(run: Run) -> None:
@@ -346,6 +360,18 @@ def test_an_error_of_another_kind_leaves_its_record_too(run: Run) -> None:
     assert run.attempt() == 1
     assert (run.record().error_type, run.record().error_message) == ("MemoryError", "no room")
     assert "broken" in run.record().traceback
+
+
+def test_a_disk_without_room_for_the_exit_record_takes_nothing_from_the_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jobs.zaya.attempt.write_exit_record", full)
+    assert run.attempt(1, train={"steps": 0}) == Exit.CONFIG
+    assert "exit record: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert run.heartbeat().phase == "exit"
 
 
 def test_the_real_text_is_the_one_whose_hash_the_manifest_holds(run: Run) -> None:

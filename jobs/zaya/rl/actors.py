@@ -118,20 +118,38 @@ class Pool:
         self._made = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(RolloutWorker)
         self._weights: Any = None
         self._deaths = 0
-        self._actors = [self._make() for _ in range(size)]
+        self._actors: list[Any] = [None] * size
+        self._pids: list[Any] = [None] * size
+        for place in range(size):
+            self._make(place)
 
-    def _make(self) -> Any:
-        return self._made.remote(self._model, self._scorer)
+    def _make(self, place: int) -> Any:
+        """A new actor at a place; it is asked for its process id before anything else."""
+        actor: Any = self._made.remote(self._model, self._scorer)
+        self._actors[place] = actor
+        self._pids[place] = actor.pid.remote()
+        return actor
 
-    def pids(self) -> list[int]:
-        """The actors' process ids, in order, once all have started; ContractError when the cluster has no room."""
-        try:
-            found: list[int] = ray.get([actor.pid.remote() for actor in self._actors], timeout=_START_S)
-        except ray.exceptions.GetTimeoutError as error:
+    def start(self) -> None:
+        """Waits until all actors have started; ContractError when the cluster has no room for them.
+
+        One that died meanwhile is seen and replaced when its results are collected.
+        """
+        _, missing = ray.wait(self._pids, num_returns=len(self._pids), timeout=_START_S)
+        if missing:
             raise ContractError(
                 f"{len(self._actors)} rollout actors did not start within {_START_S:.0f} s: each needs a CPU of the "
                 "Ray cluster; ask for fewer (train.rollouts) or for a larger cluster"
-            ) from error
+            )
+
+    def pids(self) -> list[int]:
+        """The process ids of the actors that have started, in order. Waits for none, whoever died."""
+        found = []
+        for answer in ray.wait(self._pids, num_returns=len(self._pids), timeout=0)[0]:
+            try:
+                found.append(int(ray.get(answer)))
+            except _LOST:
+                continue
         return found
 
     def push(self, weights: Weights) -> None:
@@ -178,7 +196,7 @@ class Pool:
             if self._deaths > _DEATHS_IN_A_ROW:
                 raise RuntimeError(f"rollout actors die one after the other; the last one: {error}") from error
             ray.kill(one.actor)
-            self._actors[one.place] = actor = self._make()
+            actor = self._make(one.place)
             self.restarts += 1
             if self._weights is not None:
                 actor.load.remote(self._weights)

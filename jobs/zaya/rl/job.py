@@ -3,7 +3,8 @@ contract.
 
 A step is: take a batch of groups (phase rollout), learn from it (train), push weights each syncEvery-th step
 (weight_sync), tell the probe and the heartbeat, then look whether somebody asked to save or stop. A save is followed by
-a push, so that a resumed attempt, which begins with one, goes on exactly as the one that was saved.
+a push, so that a resumed attempt, which begins with one, goes on exactly as the one that was saved where `ahead` is 0;
+otherwise the batches that were on their way at the save are completed again, by the saved weights and not older ones.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ from jobs.contract import (
     checkpoint_hash,
     data_index,
     save_deadline_s,
-    step_directory,
     write_json,
     write_result,
 )
 from jobs.zaya import checkpoint
 from jobs.zaya import config as zaya
-from jobs.zaya.attempt import TooLateError
+from jobs.zaya.attempt import TooLateError, reached
 from jobs.zaya.config import ModelConfig, TrainConfig
 from jobs.zaya.judge.preference import Proxy
 from jobs.zaya.learner import NumericsError
@@ -76,6 +76,7 @@ class Job:
         self.restarts_before = 0
         self.told: dict[str, list[float]] = {}
         self.saved_step: int | None = None
+        self.noted: list[int] = []
 
     def restore(self) -> None:
         """Builds the learner from exactly the checkpoint that the controller names."""
@@ -127,6 +128,7 @@ class Job:
         self.restore()
         with cluster(self.config.rollouts):
             self.pool = Pool(asdict(self.shapes), self.scorer, self.config.rollouts, _say)
+            self.pool.start()
             self._note_pids()
             self.batches = Batches(self.config, self.sampler, self.pool, self.environment.skip_steps, self.config.steps)
             if self.restored is not None:
@@ -140,8 +142,11 @@ class Job:
                 self.pool.close()
 
     def _note_pids(self) -> None:
-        self.noted = self.pool.restarts
+        """Writes the actors' process ids down when one has changed; one that has not started yet comes later."""
         pids = self.pool.pids()
+        if pids == self.noted:
+            return
+        self.noted = pids
         print(f"rollout actors: {', '.join(map(str, pids))}", flush=True)
         self.environment.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.environment.checkpoint_dir / PIDS, {"pids": pids}, durable=False)
@@ -150,10 +155,10 @@ class Job:
         while self.step < self.config.steps:
             with contextlib.suppress(StoppedError):
                 self._one_step(tell)
-            stop, save = self.flag.stop, self.flag.stop or self.flag.save
-            self.flag.save = False
+            stop, wished = self.flag.stop, self.flag.take_save()
+            save = stop or wished
             last = self.step == self.config.steps
-            if stop and not last and self._too_late():
+            if stop and not last and self.step != self.saved_step and self._too_late():
                 raise TooLateError(f"told to stop at step {self.step} with too little time left to save it")
             if (save or last or self.step % self.config.checkpoint_every == 0) and self.step != self.saved_step:
                 self._save()
@@ -170,8 +175,7 @@ class Job:
         begun, number = time.perf_counter(), self.step + 1
         self.beat.phase("rollout")
         taken = self.batches.take(number, self._stopped, lambda: self.beat.phase("rollout"))
-        if self.pool.restarts != self.noted:
-            self._note_pids()
+        self._note_pids()
         rolled = time.perf_counter() - begun
         self.beat.phase("train")
         done = self.learner.step(taken.teaching, number)
@@ -268,5 +272,5 @@ class Job:
         for name in ("dropped_groups", "stale_groups"):
             metrics[name] = sum(self.told.get(name, []))
             metrics.pop(f"first_{name}", None)
-        hash_ = checkpoint_hash(step_directory(self.environment.checkpoint_dir, self.step))
+        hash_ = checkpoint_hash(reached(self.environment, self.step))
         write_result(self.environment.checkpoint_dir, Result(metrics, hash_, {"told": self.told}))
