@@ -147,7 +147,8 @@ class Preparation:
             self.beat.step(self.step)
 
     def _look(self) -> None:
-        """Ends the attempt if somebody asked for it."""
+        """Says that work goes on, and ends the attempt if somebody asked for it."""
+        self.beat.alive()
         if self.flag.stop:
             raise TooLateError(f"told to stop after batch {self.step}: a preparation keeps nothing and begins anew")
 

@@ -12,7 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from jobs.zaya.tokens import END, VOCABULARY, prompt
 
 LOADING = Path(__file__).with_name("release_loading.py")
 SECONDS = 600.0
+_SLICE_S = 1.0
 _WORDS = ("reverse abcd", "sort hgfedcba", "add 7+8+9", "What is a context manager?")
 
 
@@ -50,36 +52,53 @@ def prompts(count: int) -> list[list[int]]:
     return (asked + runs)[:count]
 
 
-def loaded(directory: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers makes of a release in a fresh process; ContractError with its words when it cannot."""
+def _nothing() -> None:
+    """Nobody waits."""
+
+
+def loaded(directory: Path, asked: Mapping[str, Any], waiting: Callable[[], None] = _nothing) -> dict[str, Any]:
+    """What transformers makes of a release in a fresh process; ContractError with its words when it cannot.
+
+    `waiting` is called again and again meanwhile; what it raises ends the process.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRIMTAB_", "PYTHON"))}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", str(LOADING), str(directory)],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ContractError(f"transformers did not load the release within {SECONDS:.0f} s") from error
-    if done.returncode:
-        raise ContractError(f"transformers cannot load the release: {done.stderr.strip()[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-I", str(LOADING), str(directory)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        try:
+            out, err = _answer(process, json.dumps(asked), waiting)
+        finally:
+            process.kill()
+    if process.returncode:
+        raise ContractError(f"transformers cannot load the release: {err.strip()[-2000:]}")
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
+
+
+def _answer(process: subprocess.Popen[str], asked: str, waiting: Callable[[], None]) -> tuple[str, str]:
+    """What a process says in the end; ContractError when it has not ended after SECONDS."""
+    given: str | None = asked
+    deadline = time.monotonic() + SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            return process.communicate(given, timeout=min(left, _SLICE_S))
+        except subprocess.TimeoutExpired:
+            given = None  # communicate keeps what it has not written yet
+            waiting()
+    raise ContractError(f"transformers did not load the release within {SECONDS:.0f} s")
 
 
 TEXTS = ("\x05reverse abcd\x06", " blanks  and\n\ttabs. don't", "ăĀ ünïcode 日本 .")
 
 
 @torch.no_grad()
-def compared(model: ZayaForCausalLM, directory: Path, config: ReleaseConfig) -> dict[str, float]:
+def compared(
+    model: ZayaForCausalLM, directory: Path, config: ReleaseConfig, waiting: Callable[[], None] = _nothing
+) -> dict[str, float]:
     """The largest difference of a logit, and the shares of greedy texts and of tokenized texts that are the same."""
     asked = prompts(config.prompts)
-    found = loaded(directory, {"prompts": asked, "texts": TEXTS, "new_tokens": config.new_tokens})
+    found = loaded(directory, {"prompts": asked, "texts": TEXTS, "new_tokens": config.new_tokens}, waiting)
     ours = [model(torch.tensor([one]))[0] for one in asked]
     theirs = [torch.tensor(one) for one in found["logits"]]
     said = generate(model, asked, limit=config.new_tokens, temperature=0)
@@ -136,10 +155,9 @@ class Release:
             parameters = sum(parameter.numel() for parameter in model.parameters())
             write_files(written, model, shapes, card(shapes, parameters, found_hash, lineage()))
             self.beat.phase("eval")
-            metrics = compared(model, written, config)
+            metrics = compared(model, written, config, self._look)
             _refuse(metrics, config.tolerance)
-            if self.flag.stop:
-                raise TooLateError("told to stop before the release was in its place")
+            self._look()
             shutil.rmtree(place, ignore_errors=True)
             written.rename(place)
         finally:
@@ -148,6 +166,12 @@ class Release:
         self.beat.step(1)
         self._tell(place, found_hash, metrics | {"loads": 1.0, "parameters": float(parameters)})
         return Exit.DONE
+
+    def _look(self) -> None:
+        """Says that work goes on, and ends the attempt if somebody asked for it."""
+        self.beat.alive()
+        if self.flag.stop:
+            raise TooLateError("told to stop before the release was in its place")
 
     def _tell(self, place: Path, found_hash: str, metrics: Mapping[str, float]) -> None:
         details = {

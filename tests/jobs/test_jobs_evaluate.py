@@ -184,7 +184,7 @@ def test_an_evaluation_leaves_its_metrics_with_the_checkpoints_hash(
     assert len(result.details["problems"]) == 3
     assert result.details["stage"] == "sft" and result.details["step"] == 2
     assert (one.beat().first_step, one.beat().last_step, one.record().code) == (1, 2, 0)
-    assert one.alive > 10, "each group of prompts and each part of the text"
+    assert one.alive > 4, "more than the two batches and the two texts: each group of prompts"
     first = result.metrics
     assert one.run(attempt, DATA, {"steps": 2, "length": 16}) == Exit.DONE
     assert one.result().metrics == first

@@ -197,6 +197,7 @@ def test_a_policy_is_calibrated_and_problems_are_filtered_by_it(
     told = json.loads((one.prepared / "calibration.json").read_text())
     assert told["environments"] == {"micro/parity": {"bound": 2, "accuracy": {"2": 0.0, "3": 0.0}}}
     assert told["checkpoint_hash"] == one.hash == one.result().checkpoint_hash
+    assert one.alive == 2, "a group of prompts, and a batch of problems"
     assert one.run(attempt, {**data, "kind": "filter"}) == Exit.CONFIG
     assert "always or never solves each of 2 problems" in one.record().error_message
     half = iter([1.0, 0.0] * 10)

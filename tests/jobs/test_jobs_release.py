@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from jobs.contract import ContractError, Exit
+from jobs.contract import ContractError, Environment, Exit, HeartbeatWriter
 from jobs.zaya import release
+from jobs.zaya.attempt import TooLateError
 from jobs.zaya.checkpoint import model_of
 from jobs.zaya.evaluation_config import ReleaseConfig, release_problems
-from jobs.zaya.release import attempt, compared, lineage, loaded
+from jobs.zaya.release import Release, attempt, compared, lineage, loaded
 from jobs.zaya.release_files import byte_names, tokenizer_files
 from tests.jobs.zaya_checkpoint import Attempts, Wishes, saved
 
@@ -45,17 +46,19 @@ def test_transformers_loads_a_release_and_says_what_ours_says(
     one = Attempts(tmp_path, init, monkeypatch)
     heard: list[dict[str, Any]] = []
 
-    def listening(directory: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-        heard.append(loaded(directory, asked))
+    def listening(directory: Path, asked: Mapping[str, Any], waiting: Callable[[], None]) -> dict[str, Any]:
+        heard.append(loaded(directory, asked, waiting))
         return heard[-1]
 
     monkeypatch.setattr(release, "loaded", listening)
+    monkeypatch.setattr(release, "_SLICE_S", 0.1)
     assert one.run(attempt, {"newTokens": 6}, TRIMTAB_LINEAGE_JSON=str(tmp_path / "lineage.json")) == Exit.DONE
     metrics = one.result().metrics
     assert metrics["loads"] == metrics["greedy_equal"] == metrics["tokens_equal"] == 1
     assert metrics["logit_difference"] <= 1e-5
     assert one.result().checkpoint_hash == one.hash
     assert one.beat().last_step == 1
+    assert one.alive > 1, "while transformers loads"
     names = {path.name for path in (tmp_path / "release").iterdir()}
     assert (
         names
@@ -107,6 +110,15 @@ def test_what_the_fresh_process_cannot_load_is_no_release(
     monkeypatch.setattr(release, "SECONDS", 20.0 if "raise" in script else 0.05)
     with pytest.raises(ContractError, match=f"(?s){words}"):
         loaded(tmp_path, {"prompts": [], "texts": [], "new_tokens": 1})
+
+
+def test_a_stop_is_seen_while_the_fresh_process_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loading.py").write_text("while True: pass")
+    monkeypatch.setattr(release, "LOADING", tmp_path / "loading.py")
+    monkeypatch.setattr(release, "_SLICE_S", 0.01)
+    one = Release(Environment.read({}), HeartbeatWriter(Environment.read({}), 0, 1), Wishes(stop=True))
+    with pytest.raises(TooLateError):
+        loaded(tmp_path, {"prompts": ["x" * 1_000_000]}, one._look)
 
 
 def test_a_release_that_was_stopped_or_is_of_another_checkpoint_leaves_nothing(

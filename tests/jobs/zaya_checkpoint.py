@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs import contract
-from jobs.contract import Environment, Result, StopFlag
+from jobs.contract import Environment, HeartbeatWriter, Result, StopFlag
 from jobs.zaya import checkpoint
 from jobs.zaya.learner import Learner
 from tests.jobs.zaya_small import MODEL, learner, train
@@ -23,7 +23,7 @@ class Wishes(StopFlag):
     """A stop flag that no signal reaches: the test raises it."""
 
     def __init__(self, stop: bool = False) -> None:
-        self.stop, self.save = stop, False
+        self.stop = stop
 
 
 def saved(directory: Path, one: Learner | None = None, steps: int = 2) -> Path:
@@ -50,6 +50,8 @@ class Attempts:
         self.directory, self.init, self.monkeypatch = directory, init, monkeypatch
         self.hash = contract.checkpoint_hash(init)
         self.prepared = directory / "prepared"
+        self.alive = 0
+        """how often the attempts said between two steps that they go on"""
 
     def run(
         self,
@@ -76,7 +78,11 @@ class Attempts:
                 patch.delenv(name)
             for name, value in values.items():
                 patch.setenv(name, value)
+            patch.setattr(HeartbeatWriter, "alive", self._alive)
             return attempt(flag or Wishes())
+
+    def _alive(self) -> None:
+        self.alive += 1
 
     def result(self) -> Result:
         """What the attempt found out."""
