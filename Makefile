@@ -9,7 +9,7 @@ DEMO ?= watch
 NAME ?= spine
 CLUSTER := etcd kube-apiserver kube-controller-manager kube-scheduler kwok
 
-.PHONY: help setup demo kube test test-frameworks chaos scenarios lint bench corpus soak screenshots docs lock clean
+.PHONY: help setup demo kube test test-frameworks chaos scenarios lint bench corpus soak screenshots screenshots-lifecycle docs lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ soak: setup  ## half an hour of a node agent under drills: flat memory
 
 screenshots: setup  ## docs/pictures anew, from a real demo
 	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && PYTHONPATH=. $(RUN) tools/screenshots.py
+
+screenshots-lifecycle: setup  ## the Lifecycle pages' pictures anew, from a real lifecycle demo
+	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && PYTHONPATH=. $(RUN) tools/lifecycle_pictures.py
 
 docs:  ## the reference pages and the README's list of files anew
 	@PYTHONPATH=. $(RUN) tools/reference.py && $(RUN) tools/filelist.py

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ LOOK_EVERY_S = 0.5
 
 
 class Showing:
-    """The lifecycle of one demo, watched to its end."""
+    """The lifecycle of one demo, watched to its end; `watch` is told of each look, before any drill acts on it."""
 
-    def __init__(self, show: Demo) -> None:
-        self.show, self.client = show, show.client
+    def __init__(self, show: Demo, watch: Callable[[Json], None] = lambda _told: None) -> None:
+        self.show, self.client, self._watch = show, show.client, watch
         self.runs = show.stage.runs
         self.drills: list[Drill] = [
             RankKilled("pretrain", show.stage.nodes, at_step=30),
@@ -70,6 +71,7 @@ class Showing:
             self.show.stage.still_alive()
             told: Json = self.client.get(f"lifecycles/{lifecycle_id}")
             self._tell(told)
+            self._watch(told)
             for drill in self.drills:
                 if not drill.done:
                     self._drill(drill, told)

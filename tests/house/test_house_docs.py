@@ -19,6 +19,7 @@ PAGES = ("now", "fleet", "experts", "jobs", "job", "submit", "incidents", "incid
 sys.path.insert(0, str(ROOT / "tools"))
 
 import filelist  # noqa: E402 the tools are scripts beside the packages, not one of them
+import lifecycle_pictures  # noqa: E402 as above
 import reference  # noqa: E402 as above
 import screenshots  # noqa: E402 as above
 
@@ -88,5 +89,5 @@ def test_every_page_has_its_pictures_in_both_appearances() -> None:
     text = (ROOT / "docs" / "pages.md").read_text()
     shown = set(re.findall(r"\(pictures/([\w-]+\.png)\)", text))
     assert shown == {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
-    pictures = (*PAGES, *screenshots.VIEWS)
+    pictures = (*PAGES, *screenshots.VIEWS, *lifecycle_pictures.VIEWS)
     assert shown == {f"{name}-{scheme}.png" for name in pictures for scheme in screenshots.SCHEMES}
