@@ -39,6 +39,16 @@ def test_the_maps_become_one_value_and_the_trainers_words_are_handed_on() -> Non
         ({"train": {"advantage": "mean"}}, "train.advantage", "one of group, dr"),
         ({"train": {"limit": 256}}, "train.limit", "room for a prompt"),
         ({"train": {"aggregate": 1.5}}, "train.aggregate", "share"),
+        (
+            {"train": {"aggregate": 0.1, "length": 92}},
+            "train.aggregate",
+            "no room for a question",
+        ),
+        (
+            {"data": {**DATA, "problems": "prepared", "curriculum": "rlve"}},
+            "data.curriculum",
+            "must be fixed, not rlve",
+        ),
         ({"train": {"syncEvery": 2, "ahead": 2}}, "train.staleness", "3 steps behind"),
         ({"router": {"freeze": 1}}, "router.freeze", "true or false"),
         ({"router": {"expertz": 1}}, "router.expertz", "is not known"),

@@ -44,7 +44,9 @@ def model(seed: int = 0) -> ZayaForCausalLM:
 def task(config: RLConfig = CONFIG, aggregate: bool = False) -> Task:
     sampler = Sampler(config)
     asked = [Asked(sampler.draw(1, slot).problem, aggregate) for slot in range(config.prompts)]
-    return Task(asked, 1, config.samples, config.limit, config.temperature, config.candidates, config.tail)
+    return Task(
+        asked, 1, config.samples, config.limit, config.temperature, config.candidates, config.tail, config.length
+    )
 
 
 def rolled(of: ZayaForCausalLM, config: RLConfig = CONFIG, aggregate: bool = False) -> list[Group]:
@@ -199,6 +201,19 @@ def test_an_aggregation_prompt_carries_the_ends_of_the_policys_own_candidates() 
         assert tails[-1].endswith(chr(REPLY))
         assert [len(tail.rstrip(chr(REPLY))) <= 3 for tail in tails] == [True, True]
     assert rolled(model(), config, aggregate=True)[0].prompt == rolled(model(), config, aggregate=True)[0].prompt
+
+
+def test_the_tails_of_an_aggregation_prompt_are_cut_to_the_length() -> None:
+    for length in (24, 27, 64):
+        config = replace(CONFIG, candidates=2, tail=5, length=length)
+        groups = rolled(model(), config, aggregate=True)
+        assert all(len(group.prompt) + config.limit <= length for group in groups)
+    assert any(len(group.prompt) > 27 - CONFIG.limit for group in groups)
+
+
+def test_a_length_beyond_the_models_context_is_refused() -> None:
+    with pytest.raises(ContractError, match="beyond the model's context of 4096"):
+        learner(model(), length=4097)
 
 
 def test_a_worker_without_weights_says_so() -> None:

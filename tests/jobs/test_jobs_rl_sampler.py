@@ -73,6 +73,21 @@ def test_a_draw_is_a_function_of_seed_index_and_slot_and_of_no_held_out_question
     assert len({problem.id for problem in found}) > 100
 
 
+def test_a_question_that_leaves_no_room_for_an_answer_is_drawn_anew_or_refused(tmp_path: Path) -> None:
+    whole = replace(CONFIG, environments="micro/sum@2", curriculum="fixed", limit=4, length=32)
+    short = replace(whole, length=14)  # two marks, "sum 7+13" and the answer
+    before, found = ([Sampler(config).draw(index, 0).problem for index in range(1, 40)] for config in (whole, short))
+    assert max(len(problem.question) for problem in found) == 8 < max(len(problem.question) for problem in before)
+    assert all(one == other for one, other in zip(found, before, strict=True) if len(other.question) <= 8)
+    with pytest.raises(ContractError, match=r"no question of micro/sum at difficulty 2 leaves room for train\.limit 4"):
+        Sampler(replace(short, length=12)).draw(1, 0)
+    write_problems(tmp_path / "problems.jsonl", before)
+    sampler = Sampler(replace(short, problems="prepared"), tmp_path)
+    assert max(len(sampler.draw(index, 0).problem.question) for index in range(40)) == 8
+    with pytest.raises(ContractError, match="leaves room for"):
+        Sampler(replace(short, problems="prepared", length=12), tmp_path)
+
+
 def test_seeds_are_the_same_in_every_process() -> None:
     assert seed_of(0, 1, "a") == 27829028896010550
     assert seed_of(1, 1) != seed_of(11)

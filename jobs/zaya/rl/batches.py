@@ -120,6 +120,7 @@ class Batches:
                 config.temperature,
                 config.candidates,
                 config.tail,
+                config.length,
             )
             for begin in range(0, len(asked), size)
         ]

@@ -30,7 +30,8 @@ class RLConfig:
     sequences: int = 32
     """completions in one forward and backward pass"""
     length: int = 256
-    """tokens of a prompt and its completion together, at most"""
+    """tokens of a prompt and its completion together, at most: a question that leaves no room for `limit` is not drawn,
+    the tails of an aggregation prompt are cut"""
     learning_rate: float = 1e-4
     warmup: int = 5
     weight_decay: float = 0.0
@@ -155,6 +156,13 @@ def _together(config: RLConfig) -> list[tuple[str, str]]:
         wrong.append(("train.limit", f"must leave room for a prompt in train.length, {config.length}"))
     if config.aggregate > 1:
         wrong.append(("train.aggregate", "is a share: must be ≤ 1"))
+    shown = config.candidates * (config.tail + 1) + config.limit
+    if config.aggregate > 0 and shown >= config.length:
+        reason = f"candidates × (tail + 1) + limit, {shown}, leave no room for a question in train.length"
+        wrong.append(("train.aggregate", f"{reason}, {config.length}"))
+    if config.problems == "prepared" and config.curriculum != "fixed":
+        reason = "moves the difficulty of drawn problems: with data.problems prepared it must be fixed"
+        wrong.append(("data.curriculum", f"{reason}, not {config.curriculum}"))
     try:
         if not parts(config.environments):
             wrong.append(("data.environments", "is needed: the names of environments, with commas between"))

@@ -112,13 +112,17 @@ def _own_choices(routers: list[Router]) -> Iterator[list[Tensor]]:
 class RLLearner:
     """The model under training with its optimizer and balancer; `state` is what an exact resume needs of them.
 
-    `reference` is the model that a KL penalty holds to; None where there is none.
+    `reference` is the model that a KL penalty holds to; None where there is none. ContractError where `train.length` is
+    beyond the model's context.
     """
 
     def __init__(
         self, model: ZayaForCausalLM, config: RLConfig, balance: TrainConfig, reference: ZayaForCausalLM | None = None
     ) -> None:
         self.model, self.config, self.reference = model.train(), config, reference
+        context = model.model.config.max_position_embeddings
+        if config.length > context:
+            raise ContractError(f"train.length {config.length} is beyond the model's context of {context} tokens")
         self.routers = model.routers()
         self.optimizer = FlatOptimizer(model, config.optimizer, config.weight_decay)
         gains = (balance.balancing_kp, balance.balancing_ki, balance.balancing_kd)

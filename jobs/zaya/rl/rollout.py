@@ -54,6 +54,7 @@ class Task:
     temperature: float
     candidates: int
     tail: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class RolloutWorker:
         return groups
 
     def _prompts(self, task: Task, generator: torch.Generator) -> list[list[int]]:
-        """Each problem's prompt; the aggregation prompts carry the last tokens of candidates made for them."""
+        """Each problem's prompt; the aggregation prompts carry the last tokens of candidates made for them, fewer where
+        `length` has no room for `tail` of each."""
         plain = [prompt(asked.problem.question) for asked in task.asked]
         among = [number for number, asked in enumerate(task.asked) if asked.aggregate]
         if not among:
@@ -121,6 +123,11 @@ class RolloutWorker:
         repeated = [plain[number] for number in among for _ in range(task.candidates)]
         made = generate(self.model, repeated, limit=task.limit, temperature=task.temperature, generator=generator)
         for place, number in enumerate(among):
-            tails = [one.tokens[-task.tail :] for one in made[place * task.candidates : (place + 1) * task.candidates]]
+            room = (task.length - task.limit - len(plain[number])) // task.candidates - 1
+            if room < 0:  # not even the marks between candidates fit
+                continue
+            kept = min(task.tail, room)
+            mine = made[place * task.candidates : (place + 1) * task.candidates]
+            tails = [one.tokens[len(one.tokens) - min(kept, len(one.tokens)) :] for one in mine]
             plain[number] = prompt(task.asked[number].problem.question, tails)
         return plain

@@ -22,9 +22,14 @@ from jobs.zaya.evaluation_config import parts
 from jobs.zaya.problem_sets import trainable
 from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.rollout import Asked, Group
+from jobs.zaya.tokens import prompt
 
 CALIBRATION, PROBLEMS = "calibration.json", "problems.jsonl"
 """What jobs/zaya/prepare.py leaves for a stage: where a curriculum starts, and problems that can be learned from."""
+
+
+_TRIES = 100
+"""draws of one prompt, none of which fits into train.length, after which none will"""
 
 
 def seed_of(*parts: object) -> int:
@@ -75,21 +80,39 @@ class Sampler:
         found: dict[str, list[Problem]] = {}
         path = prepared / PROBLEMS
         for problem in trainable(list(read_problems(path)), str(path)):
-            found.setdefault(problem.environment, []).append(problem)
+            if self._fits(problem):
+                found.setdefault(problem.environment, []).append(problem)
         self.environments = [one for one in self.environments if one.name in found]
         if not self.environments:
-            raise ContractError(f"none of the problems in {path} is of {self.config.environments}")
+            raise ContractError(
+                f"none of the problems in {path} is of {self.config.environments} and leaves room for train.limit "
+                f"{self.config.limit} in train.length {self.config.length}"
+            )
         return found
 
     def draw(self, index: int, slot: int) -> Asked:
-        """The prompt in this slot of a data index, at a difficulty that the curriculum allows now."""
+        """The prompt in this slot of a data index, at a difficulty that the curriculum allows now.
+
+        ContractError where no question of that difficulty fits into `train.length`.
+        """
         environment = self.environments[(index * self.config.prompts + slot) % len(self.environments)]
         rng = random.Random(f"{self.config.seed}/{index}/{slot}")
         aggregate = rng.random() < self.config.aggregate
         if self.problems:
             return Asked(rng.choice(self.problems[environment.name]), aggregate)
         difficulty = self.curriculum.draw(environment.name, rng)
-        return Asked(draw(environment, difficulty, rng.randrange(2**40), held=False), aggregate)
+        for _ in range(_TRIES):
+            problem = draw(environment, difficulty, rng.randrange(2**40), held=False)
+            if self._fits(problem):
+                return Asked(problem, aggregate)
+        raise ContractError(
+            f"no question of {environment.name} at difficulty {difficulty} leaves room for train.limit "
+            f"{self.config.limit} in train.length {self.config.length}: make it longer, or ask for easier ones"
+        )
+
+    def _fits(self, problem: Problem) -> bool:
+        """Whether a plain prompt leaves room for a whole completion."""
+        return len(prompt(problem.question)) + self.config.limit <= self.config.length
 
     def told(self, groups: Sequence[Group]) -> None:
         """Moves the curriculum by the environments' scores of a step's groups."""
