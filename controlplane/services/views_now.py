@@ -100,17 +100,16 @@ def _held(session: Session, running: Sequence[Run], now: float) -> list[Json]:
     return [
         {
             "level": "fault" if stage.hold == "tainted" else "warn",
-            "lead": f"Decide on stage {stage.name} of {found.state.name}.",
+            "lead": f"Decide on stage {stage.name} of {name}.",
             "rest": stage.reason,
             "since_s": now - stage.state_since_s,
             "owner": None,
             "incident": None,
-            "link": {"kind": "lifecycle", "id": found.id, "stage": stage.name},
-            "actions": [{"verb": "open", "label": f"Open {found.state.name}"}],
+            "link": {"kind": "lifecycle", "id": stage.lifecycle_id, "stage": stage.name},
+            "actions": [{"verb": "open", "label": f"Open {name}"}],
         }
-        for found in lifecycles.listed(session, ("active", "paused"))
-        for stage in found.stages
-        if stage.state == "held" and stage.wish is None and (found.id, stage.name) not in told
+        for stage, name in lifecycles.held(session)
+        if stage.wish is None and (stage.lifecycle_id, stage.name) not in told
     ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from controlplane.ids import uuid7
 from controlplane.runs import lifecycle_states, states
@@ -56,14 +56,38 @@ def listed(
 ) -> list[Executed]:
     """The newest lifecycles, of some statuses or all; `before` is the id of the last one already seen."""
     state = LifecycleState
-    query = select(state).order_by(state.created_s.desc(), state.lifecycle_id.desc()).limit(limit)
+    query = select(state).options(defer(state.source))
+    query = query.order_by(state.created_s.desc(), state.lifecycle_id.desc()).limit(limit)
     if statuses is not None:
         query = query.where(state.status.in_(statuses))
     seen = session.get(state, before) if before else None
     if seen is not None:
         same = (state.created_s == seen.created_s) & (state.lifecycle_id < seen.lifecycle_id)
         query = query.where((state.created_s < seen.created_s) | same)
-    return [_whole(session, one) for one in session.scalars(query).all()]
+    return _shown(session, session.scalars(query).all())
+
+
+def _shown(session: Session, states_: Sequence[LifecycleState]) -> list[Executed]:
+    """The same ones whole, in three questions; a plan's text, which no list shows, is fetched when it is asked for."""
+    ids = [one.lifecycle_id for one in states_]
+    plans = select(Lifecycle).where(Lifecycle.id.in_(ids)).options(defer(Lifecycle.spec))
+    by_id = {one.id: one for one in session.scalars(plans)}
+    rows = select(LifecycleStage).where(LifecycleStage.lifecycle_id.in_(ids)).order_by(LifecycleStage.position)
+    stages: dict[str, list[LifecycleStage]] = {one: [] for one in ids}
+    for row in session.scalars(rows):
+        stages[row.lifecycle_id].append(row)
+    return [Executed(by_id[one.lifecycle_id], one, stages[one.lifecycle_id]) for one in states_]
+
+
+def held(session: Session) -> list[tuple[LifecycleStage, str]]:
+    """Every stage that is held in a lifecycle that may still move, with that one's name; longest held first."""
+    query = select(LifecycleStage, LifecycleState.name).join(
+        LifecycleState, LifecycleState.lifecycle_id == LifecycleStage.lifecycle_id
+    )
+    query = query.where(LifecycleStage.state == "held")
+    query = query.where(LifecycleState.status.not_in(lifecycle_states.LIFECYCLE_ENDED))
+    found = session.execute(query.order_by(LifecycleStage.state_since_s, LifecycleStage.lifecycle_id))
+    return [(stage, name) for stage, name in found]
 
 
 def get(session: Session, named: str) -> Executed | None:
@@ -81,17 +105,18 @@ def newest(session: Session, name: str, *, before_s: float | None = None) -> Lif
     return session.scalars(query.order_by(*order).limit(1)).one_or_none()
 
 
-def _whole(session: Session, state: LifecycleState) -> Executed:
+def _whole(session: Session, state: LifecycleState, *, anew: bool = False) -> Executed:
     query = select(LifecycleStage).where(LifecycleStage.lifecycle_id == state.lifecycle_id)
-    stages = list(session.scalars(query.order_by(LifecycleStage.position)))
+    query = query.order_by(LifecycleStage.position).execution_options(populate_existing=anew)
+    stages = list(session.scalars(query))
     return Executed(session.get_one(Lifecycle, state.lifecycle_id), state, stages)
 
 
 def locked(session: Session, lifecycle_id: str) -> Executed | None:
-    """One lifecycle, for writing."""
+    """One lifecycle, for writing, as it is once nobody else writes it: not as this session may have read it before."""
     query = select(LifecycleState).where(LifecycleState.lifecycle_id == lifecycle_id).with_for_update()
-    state = session.scalars(query).one_or_none()
-    return _whole(session, state) if state is not None else None
+    state = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    return _whole(session, state, anew=True) if state is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,9 @@ def get(session: Session, run_id: str) -> Run | None:
 
 
 def locked(session: Session, run_id: str) -> Run | None:
-    """One run, for writing."""
-    return session.scalars(select(Run).where(Run.id == run_id).with_for_update()).one_or_none()
+    """One run, for writing, as it is once nobody else writes it: not as this session may have read it before."""
+    query = select(Run).where(Run.id == run_id).with_for_update()
+    return session.scalars(query.execution_options(populate_existing=True)).one_or_none()
 
 
 def attempts(session: Session, run_id: str) -> list[Attempt]:

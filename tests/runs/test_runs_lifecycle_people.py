@@ -11,8 +11,7 @@ from controlplane.services import runs as service
 from controlplane.services import views_now
 from controlplane.services.lifecycles import LifecycleRefused
 from controlplane.services.live import Live
-from controlplane.store import runs
-from controlplane.store import lifecycles
+from controlplane.store import lifecycles, runs
 from jobs.contract import Exit
 from tests.runs.conducting import JOB, Conducting, gate
 from tests.runs.piloting import BOOK
@@ -192,7 +191,7 @@ def test_a_word_does_not_outlive_the_evaluation_of_which_it_was_said(walk: Condu
     walk.metrics["a"] = {"loss": 3.0}
     walk.walk(made)
     walk.say(made, "a", "approved", reason="good enough")
-    with pytest.raises(LifecycleRefused, match="a person's word on checkpoint .* is being carried out"):
+    with pytest.raises(LifecycleRefused, match=r"a person's word on checkpoint .* is being carried out"):
         walk.retry(made, "a", evaluation=True)
     walk.taint(walk.held(made).candidate_hash)  # before the word was carried out
     walk.tick()
@@ -337,6 +336,13 @@ def test_a_held_stage_stands_among_what_needs_a_person(walk: Conducting) -> None
         (need,) = views_now.now_view(session, Live(walk.store, walk.clock), BOOK, walk.clock.now())["needs"]
     assert (need["lead"], need["level"]) == ("Decide on stage a of walk.", "warn")
     assert need["link"] == {"kind": "lifecycle", "id": made, "stage": "a"}
+    for number in range(100):  # younger ones do not hide it
+        walk.begin(A, name=f"young-{number}")
+    with walk.store.read() as session:
+        assert views_now.now_view(session, Live(walk.store, walk.clock), BOOK, walk.clock.now())["needs"] == [need]
+    with walk.store.write() as session:
+        for one in lifecycles.listed(session, limit=100):
+            one.state.status = "cancelled"
     other = _broken(walk)
     with walk.store.read() as session:
         found = views_now.now_view(session, Live(walk.store, walk.clock), BOOK, walk.clock.now())["needs"]

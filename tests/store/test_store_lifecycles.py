@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
-from controlplane.services import lifecycles_lineage
-from controlplane.store import lifecycles
+from controlplane.services import lifecycles_lineage, views_lifecycles
+from controlplane.store import lifecycles, runs
 from controlplane.store.engine import Store, StoreConflict
 from controlplane.store.tables import StageRun
 from tests.runs.conducting import Conducting, gate
@@ -54,6 +55,44 @@ def test_lifecycles_come_newest_first_and_by_pages(walk: Conducting) -> None:
         assert lifecycles.unfinished(session) == made
         assert lifecycles.newest(session, "walk-1", before_s=walk.clock.now()) is not None
         assert lifecycles.newest(session, "walk-0", before_s=0.0) is None
+
+
+def test_a_list_asks_as_often_for_many_lifecycles_as_for_one(walk: Conducting) -> None:
+    made = [walk.begin({"name": "a"}, {"name": "b"}, name=f"walk-{number}") for number in range(3)]
+    asked: list[str] = []
+    counts = []
+    for limit in (1, 3):
+        with walk.store.read() as session:
+            bind = session.get_bind()
+            event.listen(bind, "before_cursor_execute", count := lambda *given: asked.append(given[2]))
+            rows = views_lifecycles.rows(session, statuses=None, limit=limit, before=None)
+            event.remove(bind, "before_cursor_execute", count)
+        counts.append(len(asked))
+        asked.clear()
+    assert counts[0] == counts[1]
+    assert {one["id"]: [stage["name"] for stage in one["stages"]] for one in rows} == {id_: ["a", "b"] for id_ in made}
+    assert {one["created_by"] for one in rows} == {"ada"}
+
+
+def test_a_locked_row_is_what_was_written_last_not_what_was_read_before(
+    postgresql_store: Store, tmp_path: Path
+) -> None:
+    walk = Conducting(postgresql_store, tmp_path)
+    made = walk.begin({"name": "a"})
+    run_id = walk.submit()
+    with walk.store.write() as session:
+        before, run = lifecycles.get(session, made), runs.get(session, run_id)
+        assert before is not None and run is not None
+        walk.ask(made, "pause")
+        with walk.store.write() as other:
+            found = lifecycles.locked(other, made)
+            theirs = runs.locked(other, run_id)
+            assert found is not None and theirs is not None
+            found.stages[0].reason, theirs.desired = "changed", "pause"
+        mine = lifecycles.locked(session, made)
+        assert mine is not None
+        assert (mine.state.desired, mine.stages[0].reason) == ("pause", "changed")
+        assert runs.locked(session, run_id) is run and run.desired == "pause"
 
 
 def test_an_approval_is_used_once(walk: Conducting) -> None:
