@@ -110,7 +110,8 @@ def _whole(found: Json) -> str:
     for stage in found["stages"]:
         lines += _stage(stage)
     for alias in found["aliases"]:
-        lines.append(f"  alias {alias['alias']} → {alias['checkpoint_hash'][:SHORT]}")
+        tainted = ", which is tainted" if alias.get("tainted") else ""
+        lines.append(f"  alias {alias['alias']} → {alias['checkpoint_hash'][:SHORT]}{tainted}")
     cost = found["cost"]
     spent = f"{cost['productive_gpu_h']:.2f} productive, {cost['lost_gpu_h']:.2f} lost"
     lines.append(f"  GPU-hours: {spent}, {cost['queued_gpu_h']:.2f} queued")
