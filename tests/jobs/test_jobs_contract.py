@@ -297,16 +297,17 @@ def test_the_stop_flag_tells_a_stop_from_a_save() -> None:
 
 
 class _Interrupted(contract.StopFlag):
-    """A wish comes at the worst moment: `take_save` has read the count and not yet set it."""
+    """A wish comes at the worst moment: its count was read a moment ago."""
 
     def __init__(self) -> None:
         self.armed = False
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "_taken" and self.armed:
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name == "_wished" and self.armed:
             self.armed = False
             self._on_usr1(signal.SIGUSR1, None)
-        super().__setattr__(name, value)
+        return found
 
 
 def test_a_wish_to_save_that_comes_while_one_is_taken_stands() -> None:
