@@ -128,6 +128,8 @@ def _spoilt(stage: StageView) -> MoveStage | None:
     for kept, what in ((stage.init, "from which it started"), (stage.candidate, "which it made")):
         if kept is not None and kept.tainted:
             words = f"Stage {stage.name} is held: checkpoint {short(kept.hash)}, {what}, is tainted."
+            if stage.wish is not None:
+                words += f" The retry that {stage.wish.actor} asked for is dropped."
             stop = tuple(one.id for one in _live(stage) if one.desired != "cancel")
             return MoveStage(stage.name, "held", words, hold="tainted", level="fault", stop=stop)
     return None
@@ -149,6 +151,10 @@ def _again(view: PlanView, stage: StageView, wish: Again) -> PlanMove:
     if why:
         words = f"Stage {stage.name} cannot be tried again as {wish.actor} asked: {why}."
         return MoveStage(stage.name, stage.state, words, hold=stage.hold, level="warn")
+    back = lifecycle_again.resumed(stage) if stage.hold == "failed" else None
+    if back is not None:
+        words = f"Stage {stage.name} goes on: its run was taken up again by a person"
+        return MoveStage(stage.name, back, f"{words}, and the retry that {wish.actor} asked for is dropped.")
     return lifecycle_again.move(stage, wish) if view.desired == "run" else Rest()
 
 
@@ -251,12 +257,14 @@ def _brought_about(
         words = f"Stage {stage.name} begins to {what}." if role != "prepare" else f"Stage {stage.name} prepares {item}."
         return StartRun(stage.name, stage.state, role, item, stage.round, source, words)
     if last.status == "succeeded" and not last.busy:
-        return Keep(last.id) if last.found is None or not last.settled else None
+        if last.found is not None and last.settled:
+            return None
+        return Rest() if last.unread else Keep(last.id)
     if last.status in ("failed", "cancelled") and not last.busy:
         who = "was stopped" if last.status == "cancelled" else "failed"
         words = f"Stage {stage.name} is held: its run {last.id} {who}: {last.reason or 'no reason was given'}."
         return MoveStage(stage.name, "held", words, hold="failed", level="warn")
-    if last.status == "needs_human" and not last.busy:
+    if last.status == "needs_human" and last.closable:
         return _broken(view, stage, last, source)
     return Rest()
 

@@ -30,7 +30,7 @@ def move(stage: StageView, wish: Again) -> PlanMove:
     """The run with which a held stage goes on; it waits until what ran before has ended, or can be closed."""
     last = _held_by(stage, wish)
     open_runs = [one for one in stage.runs if not one.ended]
-    closable = [one for one in open_runs if one.status == "needs_human" and not one.busy]
+    closable = [one for one in open_runs if one.closable]
     if len(open_runs) > len(closable):
         return Rest()
     closes = closable[-1].id if closable else None

@@ -42,6 +42,10 @@ class Tried:
     end_class: str = ""
     mode: str = "act"
     init_hash: str = ""
+    wished: bool = False
+    """whether a person has asked for a restart of it that is not under way yet"""
+    unread: bool = False
+    """whether its disk could not be read a moment ago"""
     settled: bool = True
     """whether all that it saved has been looked at"""
     final: Kept | None = None
@@ -52,6 +56,12 @@ class Tried:
     @property
     def ended(self) -> bool:
         return self.status in RUN_ENDED and not self.busy
+
+    @property
+    def closable(self) -> bool:
+        """Whether it waits for a person who has not said that it shall go on: another run may take its place."""
+        waits = self.status == "needs_human" or (self.status, self.desired) == ("paused", "pause")
+        return waits and not self.busy and not self.wished
 
 
 @dataclass(frozen=True, slots=True)

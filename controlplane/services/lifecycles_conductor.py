@@ -45,6 +45,7 @@ class Conductor:
         self._store, self._places, self._minder, self._where = store, places, minder, where
         self._plans: dict[str, Lifecycle] = {}
         self._settled: set[str] = set()
+        self._unread: set[str] = set()
 
     def reconcile_once(self, lease_epoch: int, now: float) -> list[str]:
         """One round over all lifecycles; returns the moves made, in words, for the log.
@@ -69,11 +70,13 @@ class Conductor:
     def move(self, lifecycle_id: str, lease_epoch: int, now: float) -> list[str]:
         """One lifecycle's moves of a round, until it has to wait; raises what `reconcile_once` logs."""
         done: list[str] = []
+        self._unread.clear()
         for _ in range(MOVES_A_ROUND):
             move = self.step(lifecycle_id, lease_epoch, now)
             if isinstance(move, Rest):
                 break
-            done.append(f"{lifecycle_id}: {type(move).__name__}")
+            if not (isinstance(move, Keep) and move.run_id in self._unread):
+                done.append(f"{lifecycle_id}: {type(move).__name__}")
         return done
 
     def step(self, lifecycle_id: str, lease_epoch: int, now: float) -> PlanMove:
@@ -83,12 +86,14 @@ class Conductor:
             if found is None:
                 return Rest()
             plan = self._plan(found)
-            view = lifecycles_look.view_of(session, found, plan, now, settled=self._settled)
+            view = lifecycles_look.view_of(session, found, plan, now, settled=self._settled, unread=self._unread)
         move = decide(view)
         if isinstance(move, Rest):
             return move
         if isinstance(move, Keep):
-            return move if self._keep(move.run_id, lease_epoch, now) else Rest()
+            if not self._keep(move.run_id, lease_epoch, now):
+                self._unread.add(move.run_id)  # the other stages do not wait for it
+            return move
         with self._store.write() as session:
             leases.guard(session, LEASE, lease_epoch)
             current = lifecycles.locked(session, lifecycle_id)

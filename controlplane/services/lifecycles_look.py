@@ -7,6 +7,7 @@ reaches the policy through the rows.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from controlplane.runs.checkpoints import Saved, lineage, resumable
 from controlplane.runs.lifecycle_gates import Found
@@ -22,9 +23,16 @@ from jobs.lifecycle import Lifecycle, Stage
 
 
 def view_of(
-    session: Session, found: Executed, plan: Lifecycle, now: float, *, settled: Collection[str] = frozenset()
+    session: Session,
+    found: Executed,
+    plan: Lifecycle,
+    now: float,
+    *,
+    settled: Collection[str] = frozenset(),
+    unread: Collection[str] = frozenset(),
 ) -> PlanView:
-    """The view that `controlplane.runs.lifecycle.decide` judges. `settled`: runs whose disk was looked at."""
+    """The view that `controlplane.runs.lifecycle.decide` judges. `settled`: runs whose disk was looked at; `unread`:
+    those of which it could not be looked at just now."""
     rows = lifecycles.runs_of(session, found.id)
     last = lifecycles.last_attempts(session, [one.run.id for one in rows])
     hashes = [one for stage in found.stages for one in (stage.init_hash, stage.candidate_hash) if one]
@@ -34,7 +42,12 @@ def view_of(
     for stage in found.stages:
         mine = [one for one in rows if one.work.stage == stage.name]
         ended = stage.state in STAGE_ENDED  # nobody asks any more what its runs left
-        tried = tuple(_tried(session, one, last.get(one.run.id), one.run.id in settled, ended) for one in mine)
+        tried = tuple(
+            replace(
+                _tried(session, one, last.get(one.run.id), one.run.id in settled, ended), unread=one.run.id in unread
+            )
+            for one in mine
+        )
         stages.append(_stage(session, stage, plan.stage(stage.name), mine, tried, words, tainted, now))
     state = found.state
     return PlanView(found.id, plan.name, state.desired, state.status, tuple(stages), now)
@@ -98,10 +111,17 @@ def _tried(session: Session, one: OfStage, last: Attempt | None, settled: bool, 
         end_class=last.end_class if last is not None else "",
         mode=str((run.spec["spec"].get("faults") or {}).get("mode", "act")),
         init_hash=work.init_hash,
+        wished=run.status == "needs_human" and taken_up(session, run.id),
         settled=settled or work.role != "train",
         final=final(session, run.id) if done and not ended else None,
         found=found_of(work.result),
     )
+
+
+def taken_up(session: Session, run_id: str) -> bool:
+    """Whether a person has asked for a restart of a run that is not under way yet."""
+    decision = runs.open_decision(session, run_id)
+    return runs.latest_wish(session, run_id) is not None or (decision is not None and decision.rule == "person")
 
 
 def found_of(result: Mapping[str, object] | None) -> Found | None:

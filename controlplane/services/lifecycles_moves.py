@@ -17,11 +17,12 @@ from controlplane.runs.lifecycle_view import (
     PlanMove,
     PlanView,
     SetLifecycle,
+    StageView,
     StartRun,
     StopRuns,
 )
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import lifecycles_cost, outcomes
+from controlplane.services import lifecycles_cost, lifecycles_look, outcomes
 from controlplane.services import runs as run_service
 from controlplane.store import events, lifecycles, runs
 from controlplane.store.engine import Session
@@ -62,12 +63,21 @@ def write(session: Session, found: Executed, plan: Lifecycle, view: PlanView, mo
             tell(session, found, move.sentence, kind=f"lifecycle_{move.status}", now=view.now, level=move.level)
         case Begin() | StartRun() | MoveStage() | Pass():
             row, seen = found.stage(move.stage), view.stage(move.stage)
-            if row is None or (row.state, row.hold, row.round) != (seen.state, seen.hold, seen.round):
+            if row is None or _as_kept(row) != _as_seen(seen):
                 return False
             return _of_stage(session, found, plan, row, move, view.now, where)
         case _:
             raise AssertionError(f"{move} writes nothing")
     return True
+
+
+def _as_kept(row: LifecycleStage) -> tuple[object, ...]:
+    return row.state, row.hold, row.round, row.candidate_hash, lifecycles_look.again_of(row.wish)
+
+
+def _as_seen(stage: StageView) -> tuple[object, ...]:
+    candidate = stage.candidate.hash if stage.candidate is not None else ""
+    return stage.state, stage.hold, stage.round, candidate, stage.wish
 
 
 def _of_stage(
@@ -85,7 +95,7 @@ def _of_stage(
             lifecycles.move_stage(row, move.state, reason="", now=now)
             tell(session, found, move.sentence, kind="stage_begun", now=now, stage=row.name)
         case StartRun():
-            _start(session, found, plan, row, move, now, where)
+            return _start(session, found, plan, row, move, now, where)
         case MoveStage():
             _move(session, found, row, move, now)
         case Pass():
@@ -173,13 +183,18 @@ def _start(
     move: StartRun,
     now: float,
     where: WhereTo,
-) -> None:
-    """A new run of the stage, with what it is for, in one transaction with all that follows from it."""
-    if move.closes is not None:
-        _close(session, move.closes, now)
-    spec = reseeded(plan.job(row.name, move.role, move.item), move.seed_shift)
-    run = run_service.make(session, spec, lifecycle_id=found.id, backend=where(spec), actor=CONTROLLER, now=now)
+) -> bool:
+    """A new run of the stage, with what it is for, in one transaction with all that follows from it.
+
+    False if the run that it is to follow was taken up again meanwhile.
+    """
+    if move.closes is not None and not _close(session, move.closes, now):
+        return False
+    spec = _seeded(session, plan.job(row.name, move.role, move.item), move)
     mine = [one for one in lifecycles.runs_of(session, found.id) if one.work.stage == row.name]
+    run = run_service.make(session, spec, lifecycle_id=found.id, backend=where(spec), actor=CONTROLLER, now=now)
+    if mine:  # the newest one stays the newest, though the clock was set back
+        run.created_s = max(run.created_s, mine[-1].run.created_s + 1e-3)
     lifecycles.add_work(
         session,
         run_id=run.id,
@@ -194,7 +209,7 @@ def _start(
         continues_id=move.continues,
     )
     row.round = move.round
-    row.retries += int(move.charged)
+    row.retries = 0 if move.asked else row.retries + int(move.charged)
     if move.asked:
         row.wish, row.verdict = None, None
         lifecycles.void_approvals(session, found.id, row.name, now=now)  # they were of what was found before
@@ -205,16 +220,22 @@ def _start(
     lifecycles.move_stage(row, move.state, reason="", now=now)
     level = "warn" if move.charged else "info"
     tell(session, found, move.sentence, kind="stage_run", now=now, stage=row.name, level=level, run=run.id)
+    return True
 
 
-def _close(session: Session, run_id: str, now: float) -> None:
-    """A run that waited for a person is over: another one follows it."""
+def _close(session: Session, run_id: str, now: float) -> bool:
+    """A run that waited for a person is over, another one follows it; False if it does not wait any more."""
     run = runs.locked(session, run_id)
-    if run is not None and run.status == "needs_human":
-        reason = f"{run.reason.rstrip('.')}; its stage begins another run"
-        runs.move_run(run, "failed", reason=reason, now=now)
-        _supersede(session, run, now)
-        outcomes.tell(session, run, f"{run.id} is failed: {reason}.", kind="run_failed", now=now, level="warn")
+    if run is None or (run.status == "needs_human" and lifecycles_look.taken_up(session, run_id)):
+        return False
+    if run.status != "needs_human" and (run.status, run.desired) != ("paused", "pause"):
+        return False
+    status = "failed" if run.status == "needs_human" else "cancelled"
+    reason = f"{run.reason.rstrip('.')}; its stage begins another run"
+    runs.move_run(run, status, reason=reason, now=now)
+    _supersede(session, run, now)
+    outcomes.tell(session, run, f"{run.id} is {status}: {reason}.", kind=f"run_{status}", now=now, level="warn")
+    return True
 
 
 def _supersede(session: Session, run: Run, now: float) -> None:
@@ -223,9 +244,13 @@ def _supersede(session: Session, run: Run, now: float) -> None:
             runs.move_decision(old, "superseded", now=now)
 
 
-def reseeded(spec: JobSpec, shift: int) -> JobSpec:
-    """The job with a seed that is `shift` further; the same one for 0."""
-    if not shift:
+def _seeded(session: Session, spec: JobSpec, move: StartRun) -> JobSpec:
+    """The job with the seed of the run that it continues, or with one that is `seed_shift` further than its own."""
+    before = runs.get(session, move.continues) if move.continues is not None else None
+    seed = spec.spec.train.seed + move.seed_shift
+    if before is not None:
+        seed = int(before.spec["spec"]["train"].get("seed", seed))
+    if seed == spec.spec.train.seed:
         return spec
-    train = spec.spec.train.model_copy(update={"seed": spec.spec.train.seed + shift})
+    train = spec.spec.train.model_copy(update={"seed": seed})
     return spec.model_copy(update={"spec": spec.spec.model_copy(update={"train": train})})

@@ -160,7 +160,7 @@ class Controller:
         False while its disk cannot be read, or while what it saved last may still turn out to be whole.
         """
         self._discovery.forget(run_id)
-        if not self._find_checkpoints(run_id, self._look_around(now), lease_epoch, now):
+        if not self._look_at_disk(run_id, self._look_around(now), lease_epoch, now):
             return False
         with self._store.read() as session:
             last = runs.newest_attempts(session, [run_id]).get(run_id)
@@ -228,22 +228,21 @@ class Controller:
                     level=said.level,
                 )
 
-    def _find_checkpoints(self, run_id: str, fleet: Fleet, lease_epoch: int, now: float) -> bool:
-        """Looks at the run's disk; False if that failed, or files are still being read.
-
-        What a trainer left there is never a reason not to mind the run.
-        """
-        whole = False
+    def _find_checkpoints(self, run_id: str, fleet: Fleet, lease_epoch: int, now: float) -> None:
+        """Looks at the run's disk. What a trainer left there is never a reason not to mind the run."""
         with self._holding_up_nobody(run_id):
-            found = self._discovery.scan(run_id, self._places.run(run_id), now)
-            if found:
-                with self._store.write() as session:
-                    leases.guard(session, LEASE, lease_epoch)
-                    corruptions = fleet.corruptions(run_id)
-                    for values in found:
-                        outcomes.saw_checkpoint(session, run_id, values, corruptions=corruptions, now=now)
-            whole = not (self._discovery.failed(run_id) or self._discovery.verifying(run_id))
-        return whole
+            self._look_at_disk(run_id, fleet, lease_epoch, now)
+
+    def _look_at_disk(self, run_id: str, fleet: Fleet, lease_epoch: int, now: float) -> bool:
+        """Takes in what the run has saved; False while a part of it cannot be read or is still being read."""
+        found = self._discovery.scan(run_id, self._places.run(run_id), now)
+        if found:
+            with self._store.write() as session:
+                leases.guard(session, LEASE, lease_epoch)
+                corruptions = fleet.corruptions(run_id)
+                for values in found:
+                    outcomes.saw_checkpoint(session, run_id, values, corruptions=corruptions, now=now)
+        return not (self._discovery.failed(run_id) or self._discovery.verifying(run_id))
 
     def _write(self, session: Session, run: Run, view: View, move: Move) -> None:
         last = view.last
