@@ -275,7 +275,10 @@ def taint(session: Session, run: Run, move: Taint, *, now: float) -> None:
         row = runs.checkpoint(session, spoilt.checkpoint_id)
         if row is None or row.state == "tainted":
             continue
+        known = not row.hash or bool(lifecycles.tainted(session, [row.hash]))
         row.state, row.reason = "tainted", spoilt.reason
+        if not known:
+            _tell_lifecycles(session, row, now)
         sentence = f"Checkpoint {row.step} of attempt {row.attempt_no} is tainted and will not be used: {row.reason}."
         tell(
             session,
@@ -288,6 +291,16 @@ def taint(session: Session, run: Run, move: Taint, *, now: float) -> None:
             step=row.step,
             checkpoint_id=row.id,
         )
+
+
+def _tell_lifecycles(session: Session, row: Checkpoint, now: float) -> None:
+    """A line wherever a checkpoint that is tainted now counts as a stage's, or an alias points at it."""
+    for lifecycle_id, (stage, aliases) in lifecycles.bearing(session, row.hash or "").items():
+        what = f"Checkpoint {(row.hash or '')[:12]}{f' of stage {stage}' if stage else ''} is tainted: {row.reason}."
+        names = f" A person has to move what points at it: {', '.join(aliases)}." if aliases else ""
+        data = {"lane": "lifecycle", "level": "fault", "stage": stage, "checkpoint_hash": row.hash}
+        kind = "lifecycle_checkpoint_tainted"
+        events.add(session, at_s=now, kind=kind, sentence=what + names, lifecycle_id=lifecycle_id, data=data)
 
 
 def taint_ended(session: Session, run_id: str, corruptions: Sequence[Corruption], *, now: float) -> None:

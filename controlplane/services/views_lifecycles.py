@@ -60,6 +60,7 @@ def view(session: Session, found: Executed, now: float) -> Json:
     words = lifecycles.approvals(session, found.id)
     aliases = lifecycles.aliases(session, found.state.name)
     hashes = [one for stage in found.stages for one in (stage.init_hash, stage.candidate_hash) if one]
+    hashes += [one.checkpoint_hash for one in aliases]
     tainted = lifecycles.tainted(session, hashes)
     stages, whole = [], Cost()
     for stage in found.stages:
@@ -77,6 +78,7 @@ def view(session: Session, found: Executed, now: float) -> Json:
             {
                 "alias": a.alias,
                 "checkpoint_hash": a.checkpoint_hash,
+                "tainted": a.checkpoint_hash in tainted,
                 "stage": a.stage,
                 "at_s": a.moved_s,
                 "by": a.moved_by,

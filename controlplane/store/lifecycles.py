@@ -171,6 +171,16 @@ def tainted(session: Session, hashes: Collection[str]) -> frozenset[str]:
     return frozenset(one for one in session.scalars(query) if one)
 
 
+def bearing(session: Session, checkpoint_hash: str) -> dict[str, tuple[str, list[str]]]:
+    """By lifecycle: the stage whose candidate a checkpoint is ("" for none), and the aliases set there onto it."""
+    mine = select(LifecycleStage.lifecycle_id, LifecycleStage.name)
+    mine = mine.where(LifecycleStage.candidate_hash == checkpoint_hash).order_by(LifecycleStage.position.desc())
+    found: dict[str, tuple[str, list[str]]] = {id_: (stage, []) for id_, stage in session.execute(mine)}
+    for one in session.scalars(select(Alias).where(Alias.checkpoint_hash == checkpoint_hash).order_by(Alias.alias)):
+        found.setdefault(one.lifecycle_id, (one.stage, []))[1].append(one.alias)
+    return found
+
+
 def made_from_tainted(session: Session) -> list[tuple[Checkpoint, str]]:
     """Checkpoints that are not tainted yet and were made from one that is, in another run: each with the reason."""
     source = select(Checkpoint.hash).where(Checkpoint.state == "tainted", Checkpoint.hash.is_not(None))

@@ -232,11 +232,11 @@ def tiles(view: Row, now_s: float) -> list[dict[str, Any]]:
 
 
 def alias_block(view: Row, now_s: float) -> str:
-    """Where each alias points, since when and by whom."""
+    """Where each alias points, whether that may be used, since when and by whom."""
     body = [
         (
-            markup.chip(one.get("alias"), "ok"),
-            lw.hash_span(one.get("checkpoint_hash")),
+            markup.chip(one.get("alias"), "fault" if one.get("tainted") else "ok"),
+            lw.hash_span(one.get("checkpoint_hash"), bool(one.get("tainted"))),
             escape(str(one.get("stage") or "")),
             escape(str(one.get("by") or "")),
             words.day_and_clock(one.get("at_s"), now_s),

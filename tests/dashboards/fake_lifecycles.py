@@ -125,7 +125,14 @@ def view(**changes: Any) -> Row:
         ],
         "cost": cost(33.3, 1.404, 0.8),
         "aliases": [
-            {"alias": "base", "checkpoint_hash": BASE, "stage": "pretrain", "at_s": BEGUN + 7380, "by": "controller"}
+            {
+                "alias": "base",
+                "checkpoint_hash": BASE,
+                "stage": "pretrain",
+                "at_s": BEGUN + 7380,
+                "by": "controller",
+                "tainted": False,
+            }
         ],
         "approvals": [],
         "timeline": [

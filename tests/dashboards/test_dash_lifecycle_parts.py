@@ -123,6 +123,13 @@ def test_the_bars_of_a_cost_are_to_one_scale() -> None:
     assert "width" not in lifecycle_cards.cost_block([samples.stage("a", "waiting")])
 
 
+def test_an_alias_of_a_tainted_checkpoint_says_so() -> None:
+    view = samples.view()
+    (alias,) = view["aliases"]
+    assert "tainted" not in lifecycle_cards.alias_block(view, 0.0)
+    assert "</i> tainted" in lifecycle_cards.alias_block({"aliases": [alias | {"tainted": True}]}, 0.0)
+
+
 def test_a_long_difference_says_how_much_it_leaves_out() -> None:
     changes = [{"path": f"p{at}", "before": at, "after": None} for at in range(lifecycle_cards.MOST_CHANGES + 5)]
     lines = lifecycle_cards.diff_lines(changes)

@@ -49,6 +49,20 @@ def test_a_checkpoint_that_is_tainted_later_taints_and_holds_what_was_made_from_
     assert walk.walk(walk.clone(made, "a")) == "succeeded"
 
 
+def test_an_ended_lifecycle_says_what_became_tainted_later_and_what_points_at_it(walk: Conducting) -> None:
+    made = walk.begin(A, {**B, "promote": "tuned"})
+    assert walk.walk(made) == "succeeded"
+    base, tuned = (walk.stages(made)[name].candidate_hash for name in ("a", "b"))
+    walk.taint(base)
+    walk.tick()
+    walk.tick()
+    (told,) = walk.told(made, "lifecycle_checkpoint_tainted")
+    why = f"its stage began from checkpoint {base[:12]}, which is tainted"
+    whole = f"Checkpoint {tuned[:12]} of stage b is tainted: {why}. A person has to move what points at it: tuned."
+    assert (told.sentence, told.data["level"]) == (whole, "fault")
+    assert [(one["alias"], one["tainted"]) for one in walk.shown(made)["aliases"]] == [("tuned", True)]
+
+
 def test_a_tainted_candidate_is_neither_approved_nor_promoted(walk: Conducting) -> None:
     made = _held(walk)
     spoilt = walk.held(made).candidate_hash
