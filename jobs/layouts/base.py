@@ -73,6 +73,11 @@ class Layout(ABC):
     counts_from = 1
     nested = True
 
+    def of_world(self, ranks: int) -> Layout:
+        """The same layout for a job of so many ranks, where a checkpoint's names do not tell how many belong to it."""
+        del ranks
+        return self
+
     def steps(self, attempt_dir: Path) -> list[tuple[Path, int]]:
         """The directories of an attempt's steps with the steps, in order; they are listed, not looked into. OSError."""
         found = []

@@ -174,6 +174,35 @@ def test_a_trainer_s_checkpoint_is_whole_or_says_what_it_lacks(tmp_path: Path) -
     assert steps("huggingface", tmp_path)[50] == "its trainer_state.json is that of step 40"
 
 
+def lacks(step: Path, ranks: int) -> str:
+    """What the layout of a job of so many ranks says of the only step."""
+    (found,) = find("huggingface").of_world(ranks).look(step.parent)
+    return found.unfinished
+
+
+def test_every_rank_of_the_job_has_its_random_state_and_its_shards(saved: Path, tmp_path: Path) -> None:
+    step = huggingface(tmp_path / "checkpoint-10")
+    assert lacks(step, 4) == "", "a lone rng_state.pth is that of a world of one"
+    for rank in range(3):
+        put(step / f"rng_state_{rank}.pth")
+    assert (lacks(step, 3), lacks(step, 4)) == ("", "rng_state_3.pth is not there")
+    put(step / "rng_state_3.pth")
+    for rank in range(3):
+        put(step / "global_step10" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    assert "data-parallel rank 3 are not there" in lacks(step, 4)
+    last = put(step / "global_step10" / "bf16_zero_pp_rank_3_mp_rank_00_optim_states.pt", "")
+    assert "rank_3_mp_rank_00_optim_states.pt is empty" in lacks(step, 4)
+    put(last)
+    assert lacks(step, 4) == ""
+    put(step / "optimizer.pt", "")
+    assert lacks(step, 4) == "its optimizer.pt is empty"
+    put(step / "optimizer.pt")
+    shutil.copytree(saved, step / "optimizer_0")
+    assert lacks(step, 4) == ""
+    (step / "optimizer_0" / ".metadata").unlink()
+    assert "its optimizer_0 is not whole: it has no .metadata" in lacks(step, 4)
+
+
 def test_roll_is_finished_by_the_pipeline_s_own_state(tmp_path: Path) -> None:
     put(tmp_path / "checkpoint-9" / "actor_train" / "iter_0000001" / "model.pt")
     assert "copied last" in steps("roll", tmp_path)[10]
