@@ -3,9 +3,10 @@
 It comes after rank 0's weights, optimizer and random state. Other ranks write `rng_state_N.pth`, and with DeepSpeed or
 FSDP their shards, in their own time, so those of every rank of the job must be there; a lone `rng_state.pth` is that of
 a world of one. No file may be empty. A sentinel, `checkpoint-is-incomplete.txt`, stands while a save that SIGTERM asked
-for goes on. With `save_only_model` there is nothing to resume from. A script resumes if it hands `resume_from_checkpoint`
-to `Trainer.train`, as transformers' own examples do with the flag of that name; one that calls `train()` bare cannot be
-made to. Source: transformers/trainer.py (_save_checkpoint) and trainer_jit_checkpoint.py of 5.24.
+for goes on. With `save_only_model` there is nothing to resume from. A script resumes if it hands
+`resume_from_checkpoint` to `Trainer.train`, as transformers' own examples do with the flag of that name; one that calls
+`train()` bare cannot be made to. Source: transformers/trainer.py (_save_checkpoint) and trainer_jit_checkpoint.py of
+5.24.
 """
 
 from __future__ import annotations
