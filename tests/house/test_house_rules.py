@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,16 @@ def test_no_function_is_longer_than_the_ratchet() -> None:
 def test_every_package_file_is_empty() -> None:
     rooms = ("agents", "jobs", "controlplane", "dashboards", "migrations")
     assert [name(path) for room in rooms for path in (ROOT / room).rglob("__init__.py") if path.read_text()] == []
+
+
+def test_every_file_that_is_no_python_is_packaged() -> None:
+    """An installed package without a table, a preset or a font fails where no checkout would."""
+    globs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for room, patterns in globs.items():
+        packaged = {path for pattern in patterns for path in glob(str(ROOT / room / pattern), recursive=True)}
+        data = [path for path in (ROOT / room).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+        assert [name(path) for path in data if str(path) not in packaged] == []
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks", "tools"} == set(globs)
 
 
 def test_every_module_says_why_it_exists() -> None:
