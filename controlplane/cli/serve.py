@@ -226,9 +226,9 @@ def wire_loops(
             loops["nodes"].wake()
 
     def mind_runs(epoch: int, now: float) -> None:
-        if conductor is not None:
-            conductor.reconcile_once(epoch, now)
-        controller.reconcile_once(epoch, now)
+        controller.reconcile_once(epoch, now)  # first: runs do not wait for those who wait for a person
+        if conductor is not None and conductor.reconcile_once(epoch, now):
+            loops["runs"].wake()  # a run that was asked for is begun at once
 
     def mind_nodes(epoch: int, now: float) -> None:
         pulses.look(store, now)
