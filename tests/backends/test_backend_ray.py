@@ -144,6 +144,11 @@ def test_a_driver_that_is_killed_leaves_nobody(ray: LocalRay, bench: Bench) -> N
     found = bench.look(plan.name)
     assert found.state == "failed" and not any(member.alive for member in found.members)
     assert {member.exit_code for member in found.members} == {137}
+    # with the driver's node its output is lost: then only time tells that nobody of it is left
+    (ray.folder / "s" / "session_latest" / "logs" / f"job-driver-{plan.name}.log").unlink()
+    assert not RayBackend(RayCluster(ray.address, RayHttp(lambda: TOKEN)), gone_s=lambda: 3600.0).fenced(plan.name)
+    until(lambda: bench.backend.fenced(plan.name))
+    bench.backend.stop(plan.name, mode="kill")
 
 
 def test_nobody_hears_a_server_with_another_token_or_another_address(ray: LocalRay) -> None:

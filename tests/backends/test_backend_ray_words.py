@@ -1,14 +1,16 @@
-"""What is concluded of a Ray attempt: out of a job's record, a driver's words, members' last lines and nodes. Pure."""
+"""What is concluded of a Ray attempt, out of a job's record, words, last lines and nodes; whom a driver asks to end."""
 
 from __future__ import annotations
 
+import io
 import json
+from threading import Event
 from typing import Any
 
 import pytest
 
 from controlplane.backends.base import AttemptPlan
-from controlplane.backends.ray import look, words
+from controlplane.backends.ray import driver, keeper, look, words
 from controlplane.backends.ray.cluster import Nodes, RayNode
 
 PLAN = AttemptPlan("run-1", "uid", 1, "hash", ("a", "b"), 2, ("true",), {"X": "1"}, 2, 8, 30.0, ("c",))
@@ -110,6 +112,47 @@ def test_a_node_that_ray_gave_up_is_waited_out() -> None:
     assert not look.given_up(node(1, alive=True), 9999.0, 90.0)
     assert not look.given_up(dead, 0.0, 90.0), "a head without a clock proves nothing"
     assert look.given_up(None, 1.0, 90.0)
+
+
+class Asked:
+    """Stands for an actor, or a launcher, and counts how often it is asked to end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @property
+    def terminate(self) -> Any:
+        return self
+
+    def remote(self) -> None:
+        self.count += 1
+
+    __call__ = remote
+
+
+def test_who_goes_on_is_asked_to_end_again_and_its_launcher_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gang = driver.Gang(PLAN, "/run/x")
+    actors = gang._actors = [Asked(), Asked()]
+    gang._ask()
+    gang._ask()
+    assert [one.count for one in actors] == [1, 1], "not at every look"
+    monkeypatch.setattr(driver, "ASK_AGAIN_S", 0.0)
+    gang._ended(0, DONE)
+    gang._ask()
+    assert [one.count for one in actors] == [1, 2]
+    launcher, over = Asked(), Event()
+    over.set()
+    keeper._listen(io.StringIO("terminate\nterminate\n"), launcher, Event(), over)  # type: ignore[arg-type]  # as above
+    assert launcher.count == 1
+
+
+def test_an_output_without_a_word_is_lost_if_its_driver_was_started() -> None:
+    begun, silent = look.told(words.heard(words.said("began"))), look.told(words.heard("Traceback\n"))
+    job = {"status": "FAILED", "driver_node_id": "id-0", "end_time": 1_000_000}
+    assert look.unheard(silent, job) and not look.unheard(begun, job)
+    assert not look.unheard(silent, job | {"driver_node_id": None}), "it never began"
+    assert not look.long_over(job, 1089.0, 90.0) and look.long_over(job, 1090.0, 90.0)
+    assert not look.long_over(job | {"end_time": None}, 9999.0, 90.0) and not look.long_over(job, 0.0, 90.0)
 
 
 def test_of_two_raylets_of_one_name_the_living_or_younger_counts() -> None:

@@ -178,7 +178,7 @@ class RayBackend:
             return
         said = self._told(name, job)
         if job.get("status") in OVER:
-            done = self._none_left(name, said)
+            done = self._none_left(name, job, said) or not said.parts  # there is nobody whom a killer could find
         else:
             # nothing has begun, or all of it has ended: there is nobody who could save
             done = all(part.end is not None for part in said.parts.values())
@@ -211,10 +211,12 @@ class RayBackend:
         job = self._cluster.job(name)
         if job is None:
             return self._cluster.nodes().head_age_s() >= self._gone_s()
-        return job.get("status") in OVER and self._none_left(name, self._told(name, job))
+        return job.get("status") in OVER and self._none_left(name, job, self._told(name, job))
 
-    def _none_left(self, name: str, said: Told) -> bool:
+    def _none_left(self, name: str, job: Mapping[str, Any], said: Told) -> bool:
         """Whether nothing of an attempt whose driver is over can write any more."""
+        if look.unheard(said, job):
+            return look.long_over(job, self._cluster.nodes().head_s, self._gone_s())
         unended = [index for index, part in said.parts.items() if part.end is None]
         if not unended:
             return True

@@ -25,6 +25,8 @@ from controlplane.backends.ray.member import Member
 from controlplane.backends.ray.words import GROUP, NAMESPACE, PLAN, node_name, read_plan, said
 
 LOOK_S = 0.2
+ASK_AGAIN_S = 2.0
+"""between two times that a member is asked to end; its keeper passes the first on and no other"""
 SLOTS = 4
 """threads of a member's actor: one waits, the others take words"""
 NODE_ID = "ray.io/node-id"
@@ -71,7 +73,8 @@ class Gang:
         self.failed = 0
         self._actors: list[Any] = []
         self._meet = ("", 0)
-        self._asked = False
+        self._over: set[int] = set()
+        self._asked_s: float | None = None
 
     def run(self) -> int:
         """Runs to the end: 0 if every member was done, else the code of the first that was not."""
@@ -115,7 +118,7 @@ class Gang:
             for one in ready:
                 step, index = waits.pop(one)
                 waits |= self._next(step, index, one)
-            if _told and not self._asked:
+            if _told or self._asked_s is not None:
                 self._ask()
         return self.failed
 
@@ -135,7 +138,7 @@ class Gang:
             return {one: what for index in range(self.size) for one, what in self._asking("begin", index).items()}
         if step == "begin":
             _say("started", index=index)
-            if self._asked:
+            if self._asked_s is not None:
                 self._actors[index].terminate.remote()
             return self._asking("wait", index)
         self._ended(index, answer)
@@ -148,6 +151,7 @@ class Gang:
             self._ended(index, {"code": 126, "termination": None, "reason": f"it could not begin: {error.cause}"})
         else:
             _say("lost", index=index, reason=_line(error))
+            self._over.add(index)
             self._fail(1)
         return {}
 
@@ -158,6 +162,7 @@ class Gang:
 
     def _ended(self, index: int, end: dict[str, Any]) -> None:
         _say("ended", index=index, end=end)
+        self._over.add(index)
         if end["code"]:
             self._fail(int(end["code"]))
 
@@ -187,20 +192,24 @@ class Gang:
 
     def _fail(self, code: int) -> None:
         self.failed = self.failed or code
-        if not self._asked:
-            self._ask()
+        self._ask()
 
     def _ask(self) -> None:
-        """Asks every member to save and end, once."""
-        self._asked = True
-        for actor in self._actors:
-            actor.terminate.remote()
+        """Asks every member that goes on to save and end, again and again: a call is lost where the network fails."""
+        now = time.monotonic()
+        if self._asked_s is not None and now - self._asked_s < ASK_AGAIN_S:
+            return
+        self._asked_s = now
+        for index, actor in enumerate(self._actors):
+            if index not in self._over:
+                actor.terminate.remote()
 
 
 def main() -> int:
     """The attempt, from its plan to its members' end."""
     plan, runtime_path = read_plan(os.environ[PLAN])
     signal.signal(signal.SIGTERM, _stop)
+    _say("began")  # output without this word is lost, not empty
     ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     signal.signal(signal.SIGTERM, _stop)  # Ray has put its own in place
     try:

@@ -43,9 +43,12 @@ def kill_below() -> None:
 
 def _listen(words: IO[str], launcher: subprocess.Popen[bytes], killing: threading.Event, over: threading.Event) -> None:
     """Does what the actor says until it is gone; then everything is killed."""
+    asked = False
     for word in words:
         if word.strip() == "terminate":
-            launcher.terminate()
+            if not asked:  # a second signal would cut a launcher short that lets its ranks save
+                launcher.terminate()
+            asked = True
         elif word.strip() == "kill":
             break
     killing.set()

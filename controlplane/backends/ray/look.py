@@ -37,13 +37,16 @@ class Told:
 
     parts: dict[int, Part]
     refused: str = ""
+    heard: bool = False
+    """whether it holds any word of the driver's; each says one before it does anything"""
 
 
 def told(words: Iterable[Json]) -> Told:
     """The members by index, out of the driver's words in order; words that make no sense are skipped."""
     parts: dict[int, Part] = {}
-    refused = ""
+    refused, any_ = "", False
     for word in words:
+        any_ = True
         kind, index = word["kind"], word.get("index")
         if kind == "refused":
             refused = str(word.get("reason") or "the driver gave no reason")
@@ -59,7 +62,7 @@ def told(words: Iterable[Json]) -> Told:
             parts[index].end = read_end(word.get("end"))
         elif kind == "lost":
             parts[index].lost = str(word.get("reason") or "Ray lost its actor")
-    return Told(parts, refused)
+    return Told(parts, refused, any_)
 
 
 def size(job: Mapping[str, Any]) -> int:
@@ -139,6 +142,17 @@ def _state(job: Mapping[str, Any], said: Told, members: tuple[Member, ...]) -> t
     if whole and all(said.parts[one.index].started for one in members):
         return "running", ""
     return "pending", "" if members else "it waits for its nodes"
+
+
+def unheard(said: Told, job: Mapping[str, Any]) -> bool:
+    """Whether a job's driver was started and its output is gone: nobody knows whom it placed where."""
+    return not said.heard and bool(job.get("driver_node_id"))
+
+
+def long_over(job: Mapping[str, Any], head_s: float, gone_s: float) -> bool:
+    """Whether a job ended so long ago that no member of it can write any more: Ray ends actors with their driver."""
+    ended_s = float(job.get("end_time") or 0) / 1000  # milliseconds in Ray's record
+    return 0 < ended_s <= head_s - gone_s
 
 
 def given_up(node: RayNode | None, head_s: float, gone_s: float) -> bool:
