@@ -99,7 +99,8 @@ class PrepareConfig(Work):
 class ReleaseConfig(Work):
     """How the released model is compared with ours before it counts as one."""
 
-    prompts: int = 4
+    prompts: int = 8
+    """four questions, then runs over all the bytes"""
     new_tokens: int = 24
     tolerance: float = 1e-5
     """the largest difference of a logit"""

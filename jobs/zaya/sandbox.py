@@ -35,12 +35,20 @@ MODULES = (
 """The modules that a candidate may import: loaded before the door is shut, those only whose name it mentions."""
 _WORDS = re.compile(r"[a-z_]+")
 _RESULT_BYTES = 1 << 20
+_READY = b'{"ready": true}'
+STARTUP_S = 60.0
+"""for the interpreter, the modules and the filter, before the candidate's own clock runs: a loaded machine is slow"""
 _SIGXCPU, _SIGKILL = 24, 9
+
+
+class NotReadyError(RuntimeError):
+    """The inner process ended, or was silent, before it had locked itself in: the candidate never ran."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a candidate may use. `memory_bytes` is address space, of which the bare interpreter takes some 30 MB."""
+    """What a candidate may use; `wall_s` counts from when it may begin. `memory_bytes` is address space, of which the
+    bare interpreter takes some 30 MB."""
 
     cpu_s: int = 2
     wall_s: float = 10.0
@@ -77,7 +85,8 @@ class Outcome:
 def run_calls(
     source: str, function: str, calls: Sequence[Sequence[Any]], limits: Limits | None = None, extra: Sequence[str] = ()
 ) -> Outcome:
-    """Defines the source's function and calls it with each list of arguments (JSON). ContractError: no sandbox here.
+    """Defines the source's function and calls it with each list of arguments (JSON). ContractError: no sandbox here;
+    NotReadyError: its process died twice before the candidate ran.
 
     `extra` are further modules that the candidate may use.
     """
@@ -91,7 +100,7 @@ def run_calls(
 
 
 def run_program(source: str, stdin: str = "", limits: Limits | None = None, extra: Sequence[str] = ()) -> Outcome:
-    """Runs the source as a program; what it printed is the outcome's `output`. ContractError: no sandbox here."""
+    """Runs the source as a program; what it printed is the outcome's `output`. Raises as `run_calls`."""
     request: dict[str, Any] = {"source": source, "function": None, "calls": [], "stdin": stdin}
     return _run(source, request, limits or Limits(), extra)
 
@@ -100,7 +109,7 @@ def why_not() -> str:
     """Why no candidate can be run on this machine; empty where it can."""
     try:
         outcome = run_calls("def f(): return 1", "f", [[]])
-    except ContractError as error:
+    except (ContractError, NotReadyError) as error:
         return str(error)
     return "" if outcome.calls == (Call(1),) else f"a first try ended so: {outcome.ended} {outcome.error}"
 
@@ -116,6 +125,14 @@ def _run(source: str, request: dict[str, Any], limits: Limits, extra: Sequence[s
         "modules": [name for name in MODULES if name in mentioned] + list(extra),
         "limits": {"cpu_s": limits.cpu_s, "memory_bytes": limits.memory_bytes},
     }
+    try:
+        return _once(request, limits)
+    except NotReadyError:  # killed from outside, for want of memory perhaps: that says nothing of the machine
+        return _once(request, limits)
+
+
+def _once(request: dict[str, Any], limits: Limits) -> Outcome:
+    """Runs a request in a process of its own. ContractError where it is refused; NotReadyError."""
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as handed, os.fdopen(reading, "rb", buffering=0) as results:
         handed.write(json.dumps(request).encode())
@@ -149,17 +166,19 @@ def _start(handed: int, writing: int) -> subprocess.Popen[bytes]:
 
 
 def _wait(process: subprocess.Popen[bytes], results: int, limits: Limits) -> Outcome:
-    """Reads both pipes until they end, the clock runs out or one is too long."""
+    """Reads both pipes until they end, the clock runs out or one is too long. The clock starts at the first line."""
     assert process.stdout is not None
     printed = process.stdout.fileno()
     found = {printed: bytearray(), results: bytearray()}
     most = {printed: limits.output_bytes, results: _RESULT_BYTES}
-    deadline = time.monotonic() + limits.wall_s
+    deadline, begun = time.monotonic() + STARTUP_S, False
     with selectors.DefaultSelector() as selector:
         for descriptor in found:
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
             left = deadline - time.monotonic()
+            if left <= 0 and not begun:
+                raise NotReadyError(f"the sandbox was not ready within {STARTUP_S:g} s")
             if left <= 0:
                 return _ended("wall", found[printed], f"not done within {limits.wall_s:g} s")
             for key, _ in selector.select(left):
@@ -167,6 +186,8 @@ def _wait(process: subprocess.Popen[bytes], results: int, limits: Limits) -> Out
                 if not got:
                     selector.unregister(key.fd)
                 found[key.fd] += got
+                if not begun and b"\n" in found[results]:
+                    deadline, begun = time.monotonic() + limits.wall_s, True
                 if len(found[key.fd]) > most[key.fd]:
                     kind = "output" if key.fd == printed else "result"
                     return _ended("output", found[printed][: limits.output_bytes], f"its {kind} was too long")
@@ -184,11 +205,12 @@ def _ended(how: str, printed: bytes | bytearray, error: str = "", calls: tuple[C
 def _told(results: bytearray, printed: bytearray, code: int, limits: Limits) -> Outcome:
     """What the inner process wrote: a first line from before the candidate ran; the rest may be the candidate's."""
     first, _, rest = bytes(results).partition(b"\n")
-    if first != b'{"ready": true}':
+    if first != _READY:
         try:
             reason = json.loads(first)["refused"]
         except (ValueError, TypeError, KeyError):
-            reason = f"its process ended with {code}: {bytes(printed).decode(errors='replace')[-500:]}"
+            said = bytes(printed).decode(errors="replace")[-500:]
+            raise NotReadyError(f"the sandbox's process ended with {code} before it was ready: {said}") from None
         raise ContractError(f"the sandbox runs nothing here: {reason}")
     if code in (-_SIGXCPU, -_SIGKILL):
         return _ended("cpu", printed, f"ended by signal {-code}: after {limits.cpu_s} CPU seconds it is sent")

@@ -75,8 +75,10 @@ class SkipStep:
         return {"window": window, "skipped": skipped, "phase": self.phase}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a state over; a rule with a shorter window than the state's keeps the newest values."""
+        """Takes a state over; a rule of a shorter window, or of fewer steps in a row, keeps the newest."""
         losses, norms = ([one for one in row if not math.isnan(one)] for row in state["window"].tolist())
         self.losses, self.norms = losses[-self.rule.window :], norms[-self.rule.window :]
         self.phase = int(state["phase"])
-        self.skipped = [index for index in state["skipped"].tolist() if index]
+        skipped = [index for index in state["skipped"].tolist() if index]
+        # one more than these ends the attempt, as it does where they were skipped under this rule
+        self.skipped = skipped[max(0, len(skipped) - self.rule.consecutive + 1) :]

@@ -166,3 +166,5 @@ def test_prompts_are_questions_and_then_any_bytes() -> None:
     asked = release.prompts(6)
     assert len(asked) == 6 and all(0 <= token < 256 for one in asked for token in one)
     assert torch.tensor(asked[5]).unique().numel() > 30
+    usual = release.prompts(ReleaseConfig().prompts)
+    assert sum(max(one) > 0x7F for one in usual) == 4, "a text alone would ask for bytes of ASCII only"

@@ -14,7 +14,7 @@ import pytest
 
 from jobs.contract import ContractError
 from jobs.zaya import sandbox, sandboxed
-from jobs.zaya.sandbox import Call, Limits, Outcome, run_calls, run_program, why_not
+from jobs.zaya.sandbox import Call, Limits, NotReadyError, Outcome, run_calls, run_program, why_not
 
 SHORT = Limits(cpu_s=1, wall_s=20)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's; elsewhere the sandbox refuses")
@@ -162,6 +162,30 @@ def test_where_it_cannot_lock_itself_in_it_refuses_and_says_why(
         with pytest.raises(ContractError, match=f"runs nothing here: .*{why}"):
             run_program(mark)
         assert why in why_not()
+
+
+def test_the_clock_is_the_candidates_and_a_death_before_it_runs_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Path(sandboxed.__file__).read_text()
+    begin = 'if __name__ == "__main__":\n'
+    monkeypatch.setattr(sandbox, "_INNER", tmp_path / "inner.py")
+    sandbox._INNER.write_text(text.replace(begin, f"{begin}    import time; time.sleep(1.2)\n"))
+    assert run_program("print('ran')", limits=Limits(wall_s=1)).output == "ran\n"
+    mark = tmp_path / "died"
+    dies = (
+        f"    if not os.path.exists({str(mark)!r}):\n        os.mkdir({str(mark)!r})\n        os.kill(os.getpid(), 9)\n"
+    )
+    sandbox._INNER.write_text(text.replace(begin, begin + dies))
+    assert run_program("print('ran')").output == "ran\n" and mark.exists()
+    sandbox._INNER.write_text(text.replace(begin, f"{begin}    os.kill(os.getpid(), 9)\n"))
+    with pytest.raises(NotReadyError, match="ended with -9 before it was ready"):
+        run_program("print('ran')")
+    assert "before it was ready" in why_not()
+    monkeypatch.setattr(sandbox, "STARTUP_S", 0.05)
+    sandbox._INNER.write_text(text.replace(begin, f"{begin}    import time; time.sleep(99)\n"))
+    with pytest.raises(NotReadyError, match="not ready within"):
+        run_program("print('ran')")
 
 
 def test_it_works_in_a_thread_and_leaves_no_process() -> None:

@@ -63,6 +63,15 @@ def test_a_guard_goes_on_from_its_state_to_the_bit() -> None:
     assert shorter.losses == guard.losses[-4:]
 
 
+def test_a_rule_that_allows_fewer_steps_in_a_row_keeps_the_newest_skipped() -> None:
+    guard, stricter = fed([2.0, 2.2] * 4), SkipStep(SkipRule(window=8, sigmas=4, consecutive=2))
+    assert guard.judge(9.0, 1.0, 9) and guard.judge(9.0, 1.0, 10)
+    stricter.load_state_dict(guard.state_dict())
+    assert stricter.skipped == [10] and stricter.state_dict()["skipped"].tolist() == [10, 0]
+    with pytest.raises(NumericsError, match="10-11"):
+        stricter.judge(9.0, 1.0, 11)
+
+
 def guarded(poison: str = POISON, **more: Any) -> Learner:
     return learner(steps=30, learning_rate=0.01, skip_step=SkipRule(8, 5, 3), poison=poison, **more)
 

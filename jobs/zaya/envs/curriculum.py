@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.manifest import ContractError, is_finite, is_whole
+from jobs.manifest import ContractError, is_whole
 
 RULES = ("rlve", "zyphra", "fixed")
 WINDOW = 4
@@ -125,14 +125,3 @@ class Curriculum:
         if not is_whole(bound) or not easiest <= bound <= hardest:
             raise ContractError(f"{name}: a bound of {bound!r} is outside {easiest} to {hardest}")
         return int(bound)
-
-
-def start_at(accuracies: Mapping[int, float], easiest: int, hardest: int, right: float = RIGHT_SHARE) -> int:
-    """The bound to start at, from a calibration's accuracy by difficulty: one above those already mastered.
-
-    Difficulties are looked at from the easiest on, up to the first that was not mastered or not measured.
-    """
-    bound = easiest
-    while bound < hardest and is_finite(accuracies.get(bound)) and accuracies[bound] >= right:
-        bound += 1
-    return bound
