@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.contract import ContractError
-from jobs.zaya.envs.curriculum import RULES, WINDOW, Curriculum, start_at
+from jobs.zaya.envs.curriculum import RULES, WINDOW, Curriculum
 
 SPANS = {"micro/sort": (2, 9), "micro/add": (1, 3)}
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=6)
@@ -130,12 +130,3 @@ def test_what_cannot_be_is_refused() -> None:
         Curriculum("rlve", SPANS, prompts=0)
     with pytest.raises(ContractError, match="not in this curriculum"):
         Curriculum("rlve", SPANS).told("micro/max", 2, [1.0])
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "bound"),
-    [({}, 2), ({2: 0.5}, 2), ({2: 1.0}, 3), ({2: 1.0, 3: 0.89, 4: 1.0}, 3), ({2: 0.9, 4: 1.0}, 3),
-     (dict.fromkeys(range(2, 20), 1.0), 9)],
-)  # fmt: skip
-def test_a_calibration_starts_above_what_is_mastered(accuracies: dict[int, float], bound: int) -> None:
-    assert start_at(accuracies, 2, 9) == bound
