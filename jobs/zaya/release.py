@@ -1,12 +1,14 @@
 """Releases one checkpoint in the form that transformers loads, and loads it there before it says so.
 
-`python -m jobs.zaya.release`: one process, level 2 of the contract, one step. The files are written beside the place
-where they go, a fresh process that knows only transformers loads them and answers (jobs/zaya/release_loading.py), and
-only when its logits and its greedy tokens are ours does the release appear under its name.
+`python -m jobs.zaya.release`: one process, level 2 of the contract, one step. The files are written into the attempt's
+own directory, a fresh process that knows only transformers loads them and answers (jobs/zaya/release_loading.py), and
+only when its logits and its greedy tokens are ours does the run's link `release` lead there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -28,6 +30,7 @@ from jobs.contract import (
     StopFlag,
     checkpoint_hash,
     sha256_of,
+    write_json,
     write_result,
 )
 from jobs.zaya.attempt import TooLateError, carry_out
@@ -41,6 +44,8 @@ from jobs.zaya.tokens import END, VOCABULARY, prompt
 
 LOADING = Path(__file__).with_name("release_loading.py")
 SECONDS = 600.0
+NAME, EPOCH = "release", "release-epoch.json"
+"""an attempt's own files, to which RUN_DIR's link of the same name leads, and beside them the epoch that wrote them"""
 _SLICE_S = 1.0
 _WORDS = ("reverse abcd", "sort hgfedcba", "add 7+8+9", "What is a context manager?")
 
@@ -129,8 +134,37 @@ def lineage(env: Mapping[str, str] | None = None) -> Sequence[Mapping[str, Any]]
     return stages
 
 
+def publish(place: Path, environment: Environment) -> None:
+    """Makes RUN_DIR/release a link to an attempt's release in one rename: a reader sees the old one or the new one.
+
+    TooLateError where the release of a later epoch stands there: this attempt was superseded.
+    """
+    link, epoch = environment.run_dir / NAME, environment.epoch
+    write_json(place.with_name(EPOCH), {"epoch": epoch}, durable=True)
+    with (environment.run_dir / f".{NAME}.lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # a disk without locks: two attempts at the same moment may both look first
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        standing = _epoch_of(link)
+        if standing > epoch:
+            raise TooLateError(f"{link} is of epoch {standing}: this attempt, of {epoch}, was superseded")
+        fresh = link.with_name(f".{NAME}-{environment.attempt_no}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(place, link.parent))
+        if link.is_dir() and not link.is_symlink():  # of a version that kept the files themselves here
+            shutil.rmtree(link)
+        fresh.replace(link)
+
+
+def _epoch_of(link: Path) -> int:
+    """The write epoch of the release that a link leads to; 0 where there is none, or none that says."""
+    try:
+        return int(json.loads(link.resolve().with_name(EPOCH).read_bytes())["epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 class Release:
-    """One attempt. `step` is 1 once the release is in its place."""
+    """One attempt. `step` is 1 once the run's link leads to its release."""
 
     def __init__(self, environment: Environment, beat: HeartbeatWriter, flag: StopFlag) -> None:
         self.environment, self.beat, self.flag = environment, beat, flag
@@ -146,22 +180,21 @@ class Release:
         manifest, model = model_of(init, self.environment.init_hash)
         found_hash = self.environment.init_hash or checkpoint_hash(init)
         self.beat.phase("checkpoint")
-        place = self.environment.run_dir / "release"
-        written = self.environment.run_dir / f".release-{os.getpid()}"
-        shutil.rmtree(written, ignore_errors=True)
-        written.mkdir(parents=True)
+        place = self.environment.checkpoint_dir / NAME
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
         try:
             shapes = config_of(manifest)
             parameters = sum(parameter.numel() for parameter in model.parameters())
-            write_files(written, model, shapes, card(shapes, parameters, found_hash, lineage()))
+            write_files(place, model, shapes, card(shapes, parameters, found_hash, lineage()))
             self.beat.phase("eval")
-            metrics = compared(model, written, config, self._look)
+            metrics = compared(model, place, config, self._look)
             _refuse(metrics, config.tolerance)
             self._look()
+        except BaseException:
             shutil.rmtree(place, ignore_errors=True)
-            written.rename(place)
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
+            raise
+        publish(place, self.environment)
         self.step = 1
         self.beat.step(1)
         self._tell(place, found_hash, metrics | {"loads": 1.0, "parameters": float(parameters)})

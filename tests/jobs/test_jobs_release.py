@@ -131,7 +131,25 @@ def test_a_release_that_was_stopped_or_is_of_another_checkpoint_leaves_nothing(
     assert "nothing to release" in one.record().error_message
     monkeypatch.setattr(release, "compared", lambda *_: {"logit_difference": 0, "greedy_equal": 1, "tokens_equal": 1})
     assert one.run(attempt, {}, flag=Wishes(stop=True)) == Exit.UNSAVED
-    assert [path.name for path in tmp_path.iterdir()] == ["beats"]
+    assert not list(tmp_path.rglob("*release*"))
+
+
+def test_a_late_attempt_does_not_take_its_successors_place(tmp_path: Path) -> None:
+    def left(no: int, epoch: int) -> None:
+        place = tmp_path / f"attempt-{no:04d}" / "release"
+        place.mkdir(parents=True)
+        (place / "model.safetensors").write_text(f"{no}")
+        told = {"TRIMTAB_RUN_DIR": str(tmp_path), "TRIMTAB_ATTEMPT": str(no), "TRIMTAB_EPOCH": str(epoch)}
+        release.publish(place, Environment.read(told))
+
+    weights = tmp_path / "release" / "model.safetensors"
+    for no, epoch in ((1, 1), (3, 4)):
+        left(no, epoch)
+        assert weights.read_text() == f"{no}"
+    with pytest.raises(TooLateError, match=r"of epoch 4: this attempt, of 2, was superseded"):
+        left(2, 2)
+    assert weights.read_text() == "3" and (tmp_path / "attempt-0001" / "release" / "model.safetensors").is_file()
+    assert (tmp_path / "release").readlink() == Path("attempt-0003/release"), "the run's folder may be moved"
 
 
 def test_every_byte_has_its_own_name_and_marks_are_special() -> None:
