@@ -58,7 +58,8 @@ EXAMPLES, PROBLEMS = 2000, 64
 """of each environment: solved ones to train on, held-out ones to answer"""
 SHARE = 0.5
 NUMBERS = Aggregation(rollouts=8, candidates=3, rounds=2, limit=13, tail=12)
-SEEDS = (1, 2, 3, 4, 5, 6)
+SEEDS = (11, 12, 13, 14, 15, 16)
+"""lengths and steps were chosen on seeds 0 and 1, which are not among them"""
 ARMS = {"with": SHARE, "without": 0.0}
 _QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t at 97.5 % by degrees of freedom"""
