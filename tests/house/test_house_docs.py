@@ -91,3 +91,11 @@ def test_every_page_has_its_pictures_in_both_appearances() -> None:
     assert shown == {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
     pictures = (*PAGES, *screenshots.VIEWS, *lifecycle_pictures.VIEWS)
     assert shown == {f"{name}-{scheme}.png" for name in pictures for scheme in screenshots.SCHEMES}
+
+
+def test_the_contract_s_page_has_every_variable_that_a_job_is_told() -> None:
+    read = re.findall(r'(?:text|number|whole|path)\("([A-Z_]+)"', (ROOT / "jobs/contract.py").read_text())
+    given = re.findall(r'"TRIMTAB_([A-Z_]+)"', (ROOT / "controlplane/services/plans.py").read_text())
+    told = set(re.findall(r"`TRIMTAB_([A-Z_]+)`", (ROOT / "docs/jobs.md").read_text()))
+    assert len(read) > 15 and len(given) > 15
+    assert {*read, *given} - told == set()
