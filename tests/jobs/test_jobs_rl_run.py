@@ -219,7 +219,7 @@ def test_three_steps_and_three_more_equal_six(whole: Run) -> None:
 
 
 def test_an_attempt_that_resumes_from_the_last_step_has_its_result(whole: Run) -> None:
-    assert whole.attempt(3, train={"rollouts": 1}, TRIMTAB_RESUME_FROM=str(whole.saved(1, 6))) == Exit.DONE
+    assert whole.attempt(3, TRIMTAB_RESUME_FROM=str(whole.saved(1, 6))) == Exit.DONE
     assert whole.result(3) == whole.result(1)
 
 
@@ -235,8 +235,7 @@ class _StoppedAfterASave(Job):
 
 def test_a_stop_right_after_a_save_has_lost_nothing_however_little_time_is_left(source: Path, tmp_path: Path) -> None:
     run, late = Run(tmp_path, source), {"TRIMTAB_SAVE_BY": "1.0"}
-    train = {"checkpointEvery": 1, "rollouts": 1}
-    assert run.attempt(flag=Wishes(), train=train, of=_StoppedAfterASave, **late) == Exit.SAVED
+    assert run.attempt(flag=Wishes(), train={"checkpointEvery": 1}, of=_StoppedAfterASave, **late) == Exit.SAVED
     assert [path.name for path in contract.list_checkpoints(tmp_path)] == ["step-00000001"]
 
 
