@@ -227,8 +227,8 @@ def wire_loops(
 
     def mind_runs(epoch: int, now: float) -> None:
         controller.reconcile_once(epoch, now)  # first: runs do not wait for those who wait for a person
-        if conductor is not None and conductor.reconcile_once(epoch, now):
-            loops["runs"].wake()  # a run that was asked for is begun at once
+        if conductor is not None:
+            conductor.reconcile_once(epoch, now)
 
     def mind_nodes(epoch: int, now: float) -> None:
         pulses.look(store, now)

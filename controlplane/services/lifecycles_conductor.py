@@ -6,18 +6,20 @@ its disk (its result, its last checkpoints) is read outside of any transaction a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
 
 from controlplane.runs.lifecycle import decide
-from controlplane.runs.lifecycle_view import Keep, PlanMove, Rest
+from controlplane.runs.lifecycle_view import Keep, PlanMove, PlanView, Rest
 from controlplane.runs.view import Taint, Tainted
 from controlplane.services import lifecycles_look, lifecycles_moves, outcomes
 from controlplane.services.plans import Places
 from controlplane.store import leases, lifecycles, runs
 from controlplane.store.engine import Sessions, StoreUnavailable
+from controlplane.store.lifecycle_signs import Sign, signs
 from controlplane.store.lifecycles import Executed
 from jobs.contract import ContractError, Result, read_result
 from jobs.lifecycle import Lifecycle, parse_lifecycle
@@ -25,6 +27,8 @@ from jobs.spec import JobSpec
 
 LEASE = "control"
 MOVES_A_ROUND = 64
+QUIET_S = 30.0
+"""at the latest after this, one of which there is no news is looked at all the same"""
 GENERATIONS = 32
 DETAIL_CHARS = 32_768
 _log = structlog.get_logger()
@@ -46,31 +50,51 @@ class Conductor:
         self._plans: dict[str, Lifecycle] = {}
         self._settled: set[str] = set()
         self._unread: set[str] = set()
+        self._still: set[str] = set()
+        self._seen: dict[str, tuple[Sign, float]] = {}
+        """under which sign a lifecycle was looked at last and found to wait for news, and when"""
 
     def reconcile_once(self, lease_epoch: int, now: float) -> list[str]:
-        """One round over all lifecycles; returns the moves made, in words, for the log.
+        """One round over all lifecycles of which there is news; returns the moves made, in words, for the log.
 
         One that cannot be handled is logged and holds up no other. LeaseLost, StoreUnavailable.
         """
-        done = self._spread_taint(lease_epoch, now)
+        done = self._guarded(lambda: self._spread_taint(lease_epoch, now), "taint could not be spread")
         with self._store.read() as session:
-            ids = lifecycles.unfinished(session)
-        self._plans = {one: plan for one, plan in self._plans.items() if one in ids}
-        if not ids:
+            found = signs(session)
+        self._plans = {one: plan for one, plan in self._plans.items() if one in found}
+        self._seen = {one: seen for one, seen in self._seen.items() if one in found}
+        if not found:
             self._settled.clear()  # of lifecycles that are over
-        for lifecycle_id in ids:
-            try:
-                done += self.move(lifecycle_id, lease_epoch, now)
-            except (leases.LeaseLost, StoreUnavailable):
-                raise
-            except Exception:
-                _log.exception("a lifecycle could not be minded", lifecycle=lifecycle_id)
+        for one in self._due(found, now):
+            self._seen.pop(one, None)
+            done += self._guarded(partial(self.move, one, lease_epoch, now), "a lifecycle could not be minded", one)
+            if one in self._still:
+                self._seen[one] = (found[one], now)
         return done
+
+    def _guarded(self, act: Callable[[], list[str]], failed: str, lifecycle_id: str = "") -> list[str]:
+        try:
+            return act()
+        except (leases.LeaseLost, StoreUnavailable):
+            raise
+        except Exception:
+            _log.exception(failed, lifecycle=lifecycle_id)
+            return []
+
+    def _due(self, found: Mapping[str, Sign], now: float) -> list[str]:
+        """Lifecycles with news, and a share of those that nobody looked at for long: a sign may miss something."""
+        changed = {one for one, sign in found.items() if one not in self._seen or self._seen[one][0] != sign}
+        old = [one for one, (_, at_s) in self._seen.items() if one not in changed and abs(now - at_s) >= QUIET_S]
+        old.sort(key=lambda one: self._seen[one][1])
+        due = changed.union(old[: 1 + len(found) // int(QUIET_S)])
+        return [one for one in found if one in due]
 
     def move(self, lifecycle_id: str, lease_epoch: int, now: float) -> list[str]:
         """One lifecycle's moves of a round, until it has to wait; raises what `reconcile_once` logs."""
         done: list[str] = []
         self._unread.clear()
+        self._still.discard(lifecycle_id)
         for _ in range(MOVES_A_ROUND):
             move = self.step(lifecycle_id, lease_epoch, now)
             if isinstance(move, Rest):
@@ -89,6 +113,8 @@ class Conductor:
             view = lifecycles_look.view_of(session, found, plan, now, settled=self._settled, unread=self._unread)
         move = decide(view)
         if isinstance(move, Rest):
+            if not self._unread and _waits_for_news(view):
+                self._still.add(lifecycle_id)
             return move
         if isinstance(move, Keep):
             if not self._keep(move.run_id, lease_epoch, now):
@@ -155,6 +181,14 @@ class Conductor:
                         outcomes.taint(session, run, Taint((spoilt,)), now=now)
             done.append(f"{len(found)} checkpoints tainted")
         return done
+
+
+def _waits_for_news(view: PlanView) -> bool:
+    """Whether a lifecycle that rests moves only once its sign changes: neither time nor a wish will do it."""
+    timed = any(
+        stage.plan.budget.gpu_hours is not None and not one.ended for stage in view.stages for one in stage.runs
+    )
+    return not timed and not any(one.wished for stage in view.stages for one in stage.runs)
 
 
 def _plain(found: Result) -> dict[str, Any]:
