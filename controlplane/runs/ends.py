@@ -80,8 +80,8 @@ def _waiting(look: Look) -> str:
     )
 
 
-# A killed rank knows less than one with an error of its own, and more than one that saw its peer go.
-_KNOWS_LITTLE = {"killed": 1, "peer_lost": 2}
+# A killed rank knows less than one with an error of its own, and more than one that saw its peer go or was told to save.
+_KNOWS_LITTLE = {"killed": 1, "peer_lost": 2, "saved": 3}
 
 
 def order(member: MemberView) -> tuple[int, float]:

@@ -235,7 +235,7 @@ def test_a_run_goes_on_after_one_of_its_members_was_killed(ray: LocalRay, bench:
     assert (ended["state"], ended["end"]["class"], ended["end"]["node"]) == ("failed", "killed", "node-1")
     assert ended["end"]["message"] == "its launcher was ended by SIGKILL"
     first = bench.look(f"{run}-1")
-    assert [(one.node, one.exit_code) for one in first.members] == [("node-0", 143), ("node-1", 137)]
+    assert [(one.node, one.exit_code) for one in first.members] == [("node-0", 75), ("node-1", 137)]
     beats = ray.folder / "run" / "node-0" / "attempts" / f"{run}-1"
     assert json.loads((beats / "save-by.json").read_text()), "the other one was told to save, and by when"
     assert carriers(f"{run}-1") == []

@@ -69,7 +69,8 @@ def test_one_without_a_record_comes_before_those_that_only_saw_their_peer_go() -
     silent = MemberView("c", False, 137, None, reason="OOMKilled", index=2)
     lost = MemberView("a", False, 1, {"class": "peer_lost", "at_s": 1.0}, index=0)
     knows = MemberView("b", False, 1, {"class": "error", "at_s": 9.0}, index=1)
-    assert sorted((silent, lost, knows), key=ends.order) == [knows, silent, lost]
+    saved = MemberView("d", False, 75, {"class": "saved", "at_s": 0.5}, index=3)  # it was told to, for another's end
+    assert sorted((saved, silent, lost, knows), key=ends.order) == [knows, silent, lost, saved]
 
 
 def test_so_many_members_and_bytes_and_no_more(pilot: Pilot) -> None:
