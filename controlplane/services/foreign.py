@@ -43,9 +43,12 @@ class ForeignLook:
 
 
 def layout_of(attempts: Sequence[Attempt]) -> Layout | None:
-    """The layout that the run's spec names; None of a run whose trainer writes manifests."""
-    trainer = (attempts[-1].spec.get("spec") or {}).get("trainer") or {} if attempts else {}
-    return LAYOUTS.get(trainer.get("layout") or "")
+    """The layout that the run's spec names, for its number of ranks; None of a run whose trainer writes manifests."""
+    body = attempts[-1].spec.get("spec") or {} if attempts else {}
+    layout = LAYOUTS.get((body.get("trainer") or {}).get("layout") or "")
+    asked = body.get("resources") or {}
+    ranks = int(asked.get("nodes") or 0) * int(asked.get("ranksPerNode") or 1)
+    return layout.of_world(ranks) if layout is not None else None
 
 
 def _made(layout: str, found: SeenCheckpoint, path: Path) -> Listing | str | None:

@@ -19,7 +19,9 @@ from controlplane.services import runs as service
 from controlplane.services.foreign import Foreign, Lister
 from controlplane.services.plans import plan_of
 from controlplane.store.engine import Store
+from controlplane.store.tables import Attempt
 from jobs.layouts import listing
+from jobs.layouts.huggingface import HuggingFace
 from jobs.layouts.registry import find
 from jobs.spec import load_preset, load_template, parse_job
 from jobs.steps import StepScalars
@@ -231,3 +233,10 @@ def test_every_preset_says_where_to_save_and_how_to_resume(name: str, pilot: Pil
     assert len(resumed.command) - len(fresh.command) == len(words) and "{resume}" not in fresh.command
     assert all(word in resumed.command for word in words)
     assert resumed.environment["TRIMTAB_RESUME_FROM"] == str(directory)
+
+
+def test_a_layout_is_told_how_many_ranks_the_job_has() -> None:
+    spec = {"trainer": {"layout": "huggingface"}, "resources": {"nodes": 2, "ranksPerNode": 4}}
+    found = foreign.layout_of([Attempt(spec={"spec": spec})])
+    assert isinstance(found, HuggingFace) and found.ranks == 8
+    assert foreign.layout_of([Attempt(spec={"spec": {}})]) is None
