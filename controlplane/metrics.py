@@ -23,6 +23,8 @@ class ServerState:
     runs: Mapping[str, int] = field(default_factory=dict)
     incidents: Mapping[str, int] = field(default_factory=dict)
     nodes: Mapping[str, int] = field(default_factory=dict)
+    stages: Mapping[str, int] = field(default_factory=dict)
+    """of lifecycles that are not over"""
     loops: Mapping[str, tuple[int, int, float | None, float | None]] = field(default_factory=dict)
     """good rounds, failures, seconds since the last good round, seconds that it took; None before the first"""
 
@@ -66,8 +68,9 @@ class ServerCollector(Collector):
 
 
 def _by_state(state: ServerState) -> Iterator[Metric]:
-    for noun, counts in (("runs", state.runs), ("incidents", state.incidents), ("nodes", state.nodes)):
-        gauge = GaugeMetricFamily(f"trimtab_{noun}", f"{noun} by state", labels=["state"])
+    counted = (("runs", state.runs), ("incidents", state.incidents), ("nodes", state.nodes))
+    for noun, counts in (*counted, ("lifecycle_stages", state.stages)):
+        gauge = GaugeMetricFamily(f"trimtab_{noun}", f"{noun.replace('_', ' ')} by state", labels=["state"])
         for name, count in counts.items():
             gauge.add_metric([name], count)
         yield gauge

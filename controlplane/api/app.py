@@ -25,7 +25,7 @@ from controlplane.api.access import Viewer
 from controlplane.api.context import Context, RoundsSeen
 from controlplane.ids import uuid7
 from controlplane.metrics import ServerState
-from controlplane.store import incidents, nodes, runs
+from controlplane.store import incidents, lifecycles, nodes, runs
 from controlplane.store.engine import StoreUnavailable
 
 PREFIX = "/api/v1"
@@ -142,16 +142,17 @@ def server_state(context: Context) -> ServerState:
     """What /metrics shows; what the store cannot tell right now is left out."""
     counters = context.ingest.counters
     now = context.clock.monotonic()
-    state: dict[str, dict[str, int]] = {"runs": {}, "incidents": {}, "nodes": {}}
+    state: dict[str, dict[str, int]] = {"runs": {}, "incidents": {}, "nodes": {}, "stages": {}}
     try:
         with context.store.read() as session:
             state["runs"] = runs.counted(session)
+            state["stages"] = lifecycles.stages_counted(session)
             for incident in incidents.unclosed(session):
                 state["incidents"][incident.state] = state["incidents"].get(incident.state, 0) + 1
             for node in nodes.listed(session):
                 state["nodes"][node.state] = state["nodes"].get(node.state, 0) + 1
     except StoreUnavailable:
-        state = {"runs": {}, "incidents": {}, "nodes": {}}
+        state = {"runs": {}, "incidents": {}, "nodes": {}, "stages": {}}
     return ServerState(
         leader=context.leadership.epoch is not None,
         counters={
@@ -167,6 +168,7 @@ def server_state(context: Context) -> ServerState:
         runs=state["runs"],
         incidents=state["incidents"],
         nodes=state["nodes"],
+        stages=state["stages"],
         loops={name: _loop(loop.state, now) for name, loop in context.loops.items()},
     )
 

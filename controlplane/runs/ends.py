@@ -80,7 +80,7 @@ def _waiting(look: Look) -> str:
     )
 
 
-# A killed rank knows less than one with an error of its own, and more than one that saw its peer go or was told to save.
+# A killed rank knows less than one with an error of its own, more than one that saw its peer go or was told to save.
 _KNOWS_LITTLE = {"killed": 1, "peer_lost": 2, "saved": 3}
 
 

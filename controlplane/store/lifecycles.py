@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, defer
 
 from controlplane.ids import uuid7
@@ -88,6 +88,15 @@ def held(session: Session) -> list[tuple[LifecycleStage, str]]:
     query = query.where(LifecycleState.status.not_in(lifecycle_states.LIFECYCLE_ENDED))
     found = session.execute(query.order_by(LifecycleStage.state_since_s, LifecycleStage.lifecycle_id))
     return [(stage, name) for stage, name in found]
+
+
+def stages_counted(session: Session) -> dict[str, int]:
+    """How many stages of lifecycles that may still move are in each state."""
+    query = select(LifecycleStage.state, func.count()).join(
+        LifecycleState, LifecycleState.lifecycle_id == LifecycleStage.lifecycle_id
+    )
+    query = query.where(LifecycleState.status.not_in(lifecycle_states.LIFECYCLE_ENDED))
+    return dict(session.execute(query.group_by(LifecycleStage.state)).tuples().all())
 
 
 def get(session: Session, named: str) -> Executed | None:

@@ -41,6 +41,8 @@ def test_a_lifecycle_is_taken_and_shown(api: Any) -> None:
         assert api.call("GET", f"lifecycles/{named}", viewer).json()["id"] == found["id"]
     (row,) = api.call("GET", "lifecycles", viewer).json()["lifecycles"]
     assert row["stages"] == [{"name": name, "state": "waiting", "hold": None} for name in "ab"]
+    told = api.http.get(f"{api.url}/metrics").text
+    assert 'trimtab_lifecycle_stages{state="waiting"} 2.0' in told
     for path in ("lineage", "diff"):
         assert api.call("GET", f"lifecycles/walk/{path}", viewer).status_code == 200, path
         assert api.call("GET", f"lifecycles/nowhere/{path}", viewer).status_code == 404
