@@ -88,7 +88,7 @@ def test_a_checkpoint_is_believed_once_it_stands_still_and_resumed_in_the_traine
     (half / "trainer_state.json").unlink()
     whole = save(pilot, run_id, 10)
     pilot.round(1)
-    (whole / "rng_state_0.pth").write_text("another rank, later")
+    (whole / "scheduler.pt").write_text("another file, later")
     for _ in range(2):
         pilot.round(1)
     assert states(pilot, run_id) == {}, "it has changed since"
