@@ -96,7 +96,8 @@ def stages_counted(session: Session) -> dict[str, int]:
         LifecycleState, LifecycleState.lifecycle_id == LifecycleStage.lifecycle_id
     )
     query = query.where(LifecycleState.status.not_in(lifecycle_states.LIFECYCLE_ENDED))
-    return dict(session.execute(query.group_by(LifecycleStage.state)).tuples().all())
+    found = session.execute(query.group_by(LifecycleStage.state))
+    return {row[0]: row[1] for row in found}
 
 
 def get(session: Session, named: str) -> Executed | None:
