@@ -89,7 +89,7 @@ class Walk:
         return faults
 
     def _settle(self) -> None:
-        """Waits for the reads that are not made to hang: their threads live by this machine's time, not by the clock's."""
+        """Waits for the reads that are not made to hang: their threads live by this machine's time."""
         hung = [gpu.hung_call_s is not None for gpu in self.stub.source.registers.gpus]
         until = time.monotonic() + 30.0
         while any(

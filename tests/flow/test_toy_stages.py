@@ -1,4 +1,4 @@
-"""Every job of the toy lifecycle runs, three steps of each, one behind the other, with files as a controller gives them.
+"""Every job of the toy lifecycle runs, three steps of each, one behind the other, told what a controller tells.
 
 The plan is the one that ships, cut in length and in the model's depth; the commands, maps and environments are its own.
 What is learned in three steps is nothing: that is the demo's to show (make demo DEMO=lifecycle).
