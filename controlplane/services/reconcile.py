@@ -49,6 +49,8 @@ from jobs.spec import JobSpec, parse_job
 
 LEASE = "control"
 MOVES_A_ROUND = 12
+SETTLE_WITHIN_S = 60.0
+"""How long after its end a run's disk is looked at: what a layout calls finished counts once it has stood still."""
 TRAINER_GRACE_S = 30 * 86_400.0
 _log = structlog.get_logger()
 
@@ -78,6 +80,7 @@ class Controller:
         self._blindness = Blindness()
         self._specs: dict[str, JobSpec] = {}
         self._swept: set[str] = set()
+        self._settled: set[str] = set()
         self._since: float | None = None
 
     def reconcile_once(self, lease_epoch: int, now: float) -> list[str]:
@@ -87,6 +90,7 @@ class Controller:
         """
         with self._store.read() as session:
             ids = [run.id for run in runs.unfinished(session)]
+            ended = runs.ended_since(session, now - SETTLE_WITHIN_S)
         self._specs = {run_id: spec for run_id, spec in self._specs.items() if run_id in ids}
         first = self._look_around(now)
         self._taint_ended(first, lease_epoch, now)
@@ -98,6 +102,11 @@ class Controller:
                 moved = self.move(run_id, lease_epoch, now, known)
                 done += moved
                 fleet = None if moved else known
+        self._settled &= set(ended)
+        for run_id in ended:
+            if run_id not in self._settled:
+                with self._holding_up_nobody(run_id):
+                    self._settled |= {run_id} if self.settle(run_id, lease_epoch, now, fleet or first) else set()
         return done
 
     def move(self, run_id: str, lease_epoch: int, now: float, fleet: Fleet | None = None) -> list[str]:
@@ -154,13 +163,13 @@ class Controller:
         self._act(rows.run, last, backend, move, lease_epoch, now)
         return move
 
-    def settle(self, run_id: str, lease_epoch: int, now: float) -> bool:
+    def settle(self, run_id: str, lease_epoch: int, now: float, fleet: Fleet | None = None) -> bool:
         """Takes in what a run that has ended saved last.
 
         False while its disk cannot be read, or while what it saved last may still turn out to be whole.
         """
         self._discovery.forget(run_id)
-        if not self._look_at_disk(run_id, self._look_around(now), lease_epoch, now):
+        if not self._look_at_disk(run_id, fleet or self._look_around(now), lease_epoch, now):
             return False
         with self._store.read() as session:
             last = runs.newest_attempts(session, [run_id]).get(run_id)

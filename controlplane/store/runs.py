@@ -130,6 +130,12 @@ def ended_on(session: Session, names: Collection[str], *, since_s: float) -> lis
     return sorted({row.run_id for row in rows if not set(names).isdisjoint(row.nodes)})
 
 
+def ended_since(session: Session, since_s: float) -> list[str]:
+    """Runs that have ended after a moment, oldest first."""
+    query = select(Run.id).where(Run.status.in_(states.RUN_ENDED), Run.ended_s >= since_s)
+    return list(session.scalars(query.order_by(Run.ended_s, Run.id)))
+
+
 def median_step_seconds(session: Session, name: str) -> list[tuple[float, int]]:
     """(seconds trained, steps done) of earlier attempts of runs of a name: what a step cost before."""
     query = (
