@@ -17,7 +17,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, sync_playwright
 from programs import chromium
-from screenshots import ARGUMENTS, OUT, shoot
+from screenshots import ARGUMENTS, OUT, shoot, sign_in
 
 from controlplane.cli import demo_lifecycle_report as report
 from controlplane.cli.demo import Demo
@@ -27,7 +27,7 @@ Json = dict[str, Any]
 VIEWS = ("lifecycle", "lifecycle-at-work", "lifecycle-lineage", "lifecycles", "job-rolled-back")
 
 
-def taker(browser: Browser, link: str, out: Path) -> Callable[[Json], None]:
+def taker(browser: Browser, viewer: tuple[str, Any], out: Path) -> Callable[[Json], None]:
     """Takes each picture of a live lifecycle once, when its moment has come."""
     taken: set[str] = set()
 
@@ -41,7 +41,7 @@ def taker(browser: Browser, link: str, out: Path) -> Callable[[Json], None]:
         for name, (here, path) in moments.items():
             if here and name not in taken:
                 taken.add(name)
-                shoot(browser, link, {name: path}, out)
+                shoot(browser, viewer, {name: path}, out)
 
     return look
 
@@ -55,7 +55,8 @@ def main() -> int:
         link = demo.open()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
-            showing = Showing(demo, watch=taker(browser, link, out))
+            viewer = sign_in(browser, link)
+            showing = Showing(demo, watch=taker(browser, viewer, out))
             told = showing.submit([])
             showing.follow(told["id"])
             midtrain = next(
@@ -66,7 +67,7 @@ def main() -> int:
                 "lifecycles": "lifecycles",
                 "job-rolled-back": f"job?run={midtrain['runs'][-1]['id']}",
             }
-            shoot(browser, link, ended, out)
+            shoot(browser, viewer, ended, out)
             browser.close()
         seconds = {**demo.seconds, "total": round(demo.elapsed(), 3)}
         outcome = report.gather(demo.client, told["id"], showing.drills, showing.runs, seconds)

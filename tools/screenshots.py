@@ -53,13 +53,18 @@ class NoPicture(RuntimeError):
     """What a page shows is not what the documentation may show."""
 
 
-def shoot(browser: Browser, link: str, pages: dict[str, str], out: Path) -> None:
-    """Signs in once, then takes each page in both schemes at 1440 × 900. NoPicture for a dialog or a complaint."""
-    base = link.split("/open/")[0]
+def sign_in(browser: Browser, link: str) -> tuple[str, Any]:
+    """(address of the dashboard, cookies of a viewer); the link opens once."""
     state = browser.new_context()
     state.new_page().goto(link)
     cookies = state.cookies()
     state.close()
+    return link.split("/open/")[0], cookies
+
+
+def shoot(browser: Browser, viewer: tuple[str, Any], pages: dict[str, str], out: Path) -> None:
+    """Takes each page in both schemes at 1440 × 900. NoPicture for a dialog or a complaint."""
+    base, cookies = viewer
     contexts = {scheme: _context(browser, scheme, cookies) for scheme in SCHEMES}
     for name, path in pages.items():
         opened = {scheme: context.new_page() for scheme, context in contexts.items()}
@@ -140,7 +145,7 @@ def main() -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
-            shoot(browser, link, pages, out)
+            shoot(browser, sign_in(browser, link), pages, out)
             browser.close()
     finally:
         demo.stage.end()
