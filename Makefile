@@ -18,7 +18,7 @@ setup:  ## install what the checkout needs into .venv (about 5.8 GB with the def
 	@$(PYTHON) tools/install.py
 
 demo:  ## the main job: a real MoE run, watched live, that survives a GPU fault (DEMO=exit: without a browser; DEMO=lifecycle: every stage to the release)
-	@begun=$$(date +%s.%N); $(PYTHON) tools/install.py && $(if $(filter kube,$(DEMO_BACKEND)),$(PYTHON) tools/kube.py $(CLUSTER) >/dev/null &&) TRIMTAB_SETUP_BEGAN=$$begun $(RUN) -m controlplane.cli.main demo $(if $(filter exit,$(DEMO)),--exit) $(if $(filter lifecycle,$(DEMO)),--lifecycle --exit)
+	@begun=$$(date +%s.%N); $(PYTHON) tools/install.py && $(if $(filter kube,$(DEMO_BACKEND)),$(PYTHON) tools/kube.py $(CLUSTER) >/dev/null &&) TRIMTAB_SETUP_BEGAN=$$begun $(RUN) -m controlplane.cli.main demo $(if $(filter exit,$(DEMO)),--exit) $(if $(filter lifecycle,$(DEMO)),--lifecycle --exit $(if $(STAGES),--stages $(STAGES)))
 
 kube:  ## build the pinned Kubernetes programs into the cache, once (about ten minutes on 2 cores)
 	@$(PYTHON) tools/kube.py > /dev/null
