@@ -10,8 +10,12 @@ import importlib
 import json
 import multiprocessing
 import socket
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from jobs import contract
 
@@ -66,8 +70,11 @@ class Ranks:
 
     def _run(self, function: str, calls: list[tuple[Any, ...]]) -> list[int]:
         processes = [self._context.Process(target=_in_rank, args=(function, arguments)) for arguments in calls]
-        for process in processes:
-            process.start()
+        # a new process runs the main module's file first, and a page's test leaves its own script in that place
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+            for process in processes:
+                process.start()
         for process in processes:
             process.join(120)
             if process.exitcode is None:
