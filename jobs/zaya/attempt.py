@@ -22,6 +22,7 @@ from jobs.contract import (
     Exit,
     ExitRecord,
     HeartbeatWriter,
+    StopFlag,
     step_directory,
     write_exit_record,
 )
@@ -94,3 +95,15 @@ def carry_out(make: Callable[[Environment, HeartbeatWriter], Work], rank: int, w
     if dist.is_initialized() and not trace:
         dist.destroy_process_group()
     return code
+
+
+def carry_out_alone(make: Callable[[Environment, HeartbeatWriter, StopFlag], Work], what: str, flag: StopFlag) -> int:
+    """As carry_out, for work that is one process: `what` names it where somebody asks for more of them."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def one(environment: Environment, beat: HeartbeatWriter) -> Work:
+        if world > 1:
+            raise ContractError(f"{what} is one process, not {world}: ask for one node and one rank")
+        return make(environment, beat, flag)
+
+    return carry_out(one, int(os.environ.get("RANK", "0")), world)

@@ -29,7 +29,7 @@ from jobs.contract import (
     checkpoint_hash,
     write_result,
 )
-from jobs.zaya.attempt import TooLateError, carry_out
+from jobs.zaya.attempt import TooLateError, carry_out_alone
 from jobs.zaya.checkpoint import model_of
 from jobs.zaya.compare import Compared, compare, means
 from jobs.zaya.envs.base import Problem, constant_baseline_of
@@ -187,14 +187,7 @@ class Evaluation:
 
 def attempt(flag: StopFlag) -> int:
     """Runs the attempt; every end leaves an exit record."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-
-    def make(environment: Environment, beat: HeartbeatWriter) -> Evaluation:
-        if world > 1:
-            raise ContractError(f"an evaluation is one process, not {world}: ask for one node and one rank")
-        return Evaluation(environment, beat, flag)
-
-    return carry_out(make, int(os.environ.get("RANK", "0")), world)
+    return carry_out_alone(Evaluation, "an evaluation", flag)
 
 
 def main() -> int:

@@ -37,7 +37,7 @@ from jobs.contract import (
     sha256_of,
     write_result,
 )
-from jobs.zaya.attempt import TooLateError, carry_out
+from jobs.zaya.attempt import TooLateError, carry_out_alone
 from jobs.zaya.checkpoint import model_of
 from jobs.zaya.envs.base import Problem, draw
 from jobs.zaya.evaluate import batches
@@ -254,14 +254,7 @@ def _mean(found: Sequence[Answered]) -> float:
 
 def attempt(flag: StopFlag) -> int:
     """Runs the attempt; every end leaves an exit record."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-
-    def make(environment: Environment, beat: HeartbeatWriter) -> Preparation:
-        if world > 1:
-            raise ContractError(f"a preparation is one process, not {world}: ask for one node and one rank")
-        return Preparation(environment, beat, flag)
-
-    return carry_out(make, int(os.environ.get("RANK", "0")), world)
+    return carry_out_alone(Preparation, "a preparation", flag)
 
 
 def main() -> int:

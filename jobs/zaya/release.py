@@ -33,7 +33,7 @@ from jobs.contract import (
     write_json,
     write_result,
 )
-from jobs.zaya.attempt import TooLateError, carry_out
+from jobs.zaya.attempt import TooLateError, carry_out_alone
 from jobs.zaya.checkpoint import config_of, model_of
 from jobs.zaya.evaluation_config import ReleaseConfig, read_config
 from jobs.zaya.generate import generate
@@ -228,14 +228,7 @@ def _refuse(metrics: Mapping[str, float], tolerance: float) -> None:
 
 def attempt(flag: StopFlag) -> int:
     """Runs the attempt; every end leaves an exit record."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-
-    def make(environment: Environment, beat: HeartbeatWriter) -> Release:
-        if world > 1:
-            raise ContractError(f"a release is one process, not {world}: ask for one node and one rank")
-        return Release(environment, beat, flag)
-
-    return carry_out(make, int(os.environ.get("RANK", "0")), world)
+    return carry_out_alone(Release, "a release", flag)
 
 
 def main() -> int:
