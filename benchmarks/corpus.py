@@ -30,11 +30,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs.zaya import data
-from jobs.zaya.checkpoint import bias_checksum
+from jobs.zaya.checkpoints.state import bias_checksum
 from jobs.zaya.config import ModelConfig, TrainConfig
-from jobs.zaya.learner import Learner, NumericsError
-from jobs.zaya.model import Router
+from jobs.zaya.model.network import Router
+from jobs.zaya.training import data
+from jobs.zaya.training.learner import Learner, NumericsError
 
 FOLDER = Path(".cache/corpus")
 RANKS, EXPERT_PARALLEL, LENGTH = 4, 4, 64

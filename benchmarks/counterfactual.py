@@ -36,7 +36,7 @@ from controlplane.simulate.balance import (
     replay,
 )
 from jobs.zaya.config import ModelConfig, TrainConfig
-from jobs.zaya.learner import Learner
+from jobs.zaya.training.learner import Learner
 
 MODEL = ModelConfig(
     hidden_size=32,

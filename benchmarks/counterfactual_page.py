@@ -44,7 +44,7 @@ are nearly tied.
 _REPLAY = """
 ## What is replayed
 
-From the record's first step, on its own noise, each controller of `jobs/zaya/balance.py` with several gains:
+From the record's first step, on its own noise, each controller of `jobs/zaya/training/balance.py` with several gains:
 {tried}. PI and PID gains are in units of E ÷ g, which undoes an error of a median layer in one step. The interval
 is the spread of draws in which the router's movement, the noise and the gain are as likely as the record leaves
 them. Trained again, from the same prefix and on the same batches: the best predicted (*proposed*), the best of

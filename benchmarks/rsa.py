@@ -30,15 +30,15 @@ from typing import Any
 import torch
 
 from benchmarks.rsa_page import write_page
-from jobs.zaya.compare import compare, means
 from jobs.zaya.config import ModelConfig, TrainConfig
+from jobs.zaya.evaluation.compare import compare, means
+from jobs.zaya.evaluation.policy import Policy
+from jobs.zaya.evaluation.problem_sets import drawn, score
 from jobs.zaya.evaluation_config import PrepareConfig
-from jobs.zaya.learner import Learner
-from jobs.zaya.policy import Policy
+from jobs.zaya.preparation.lines import policy_tails, sft_lines
 from jobs.zaya.prepare import as_lines
-from jobs.zaya.prepared import policy_tails, sft_lines
-from jobs.zaya.problem_sets import drawn, score
 from jobs.zaya.rsa import Aggregation
+from jobs.zaya.training.learner import Learner
 
 MODEL = ModelConfig(
     hidden_size=64,

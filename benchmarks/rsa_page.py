@@ -30,7 +30,7 @@ Prompts are not free: RSA reads C·τ more tokens in each of N·T prompts, which
 
 Evaluation asks questions whose text falls into a tenth that preparation and reinforcement learning never draw
 (`held_out` in `jobs/zaya/envs/base.py`), and measures the loss on the last twentieth of each text, which no training
-reads (`jobs/zaya/data.py`).
+reads (`jobs/zaya/training/data.py`).
 """
 
 _EXPERIMENT = """

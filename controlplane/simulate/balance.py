@@ -35,7 +35,7 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.95, 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Controller:
-    """A controller of jobs/zaya/balance.py by its name there, and its rate or gains."""
+    """A controller of jobs/zaya/training/balance.py by its name there, and its rate or gains."""
 
     name: str
     rate: float = 0.0
@@ -52,7 +52,7 @@ class Controller:
 
 
 class Steering:
-    """A controller at work on biases [..., L, E], which it moves in place; the arithmetic of jobs/zaya/balance.py."""
+    """A controller at work on biases [..., L, E], moved in place; the arithmetic of jobs/zaya/training/balance.py."""
 
     def __init__(self, controller: Controller, bias: Floats) -> None:
         if controller.name not in ("adamw", "sign", "centred-sign", "pi", "pid", "none"):

@@ -26,7 +26,7 @@ from jobs.contract import (
     step_directory,
     write_exit_record,
 )
-from jobs.zaya.learner import NumericsError
+from jobs.zaya.training.learner import NumericsError
 
 
 class TooLateError(Exception):

@@ -30,17 +30,17 @@ from jobs.contract import (
     write_result,
 )
 from jobs.zaya.attempt import TooLateError, carry_out_alone
-from jobs.zaya.checkpoint import model_of
-from jobs.zaya.compare import Compared, compare, means
+from jobs.zaya.checkpoints.state import model_of
 from jobs.zaya.envs.base import Problem, constant_baseline_of
 from jobs.zaya.envs.registry import find
+from jobs.zaya.evaluation.compare import Compared, compare, means
+from jobs.zaya.evaluation.policy import Policy
+from jobs.zaya.evaluation.problem_sets import by_environment, drawn, of_sets, score
+from jobs.zaya.evaluation.text_loss import held_out_windows, text_metrics
 from jobs.zaya.evaluation_config import EvaluationConfig, read_config
 from jobs.zaya.judge.pairs import PREFERENCES, read_pairs
 from jobs.zaya.judge.preference import Proxy
 from jobs.zaya.judge.rubric import gold
-from jobs.zaya.policy import Policy
-from jobs.zaya.problem_sets import by_environment, drawn, of_sets, score
-from jobs.zaya.text_loss import held_out_windows, text_metrics
 
 SHOWN = 60
 """rows of the table of problems that a result keeps"""

@@ -38,15 +38,15 @@ from jobs.contract import (
     write_result,
 )
 from jobs.zaya.attempt import TooLateError, carry_out_alone
-from jobs.zaya.checkpoint import model_of
+from jobs.zaya.checkpoints.state import model_of
 from jobs.zaya.envs.base import Problem, draw
 from jobs.zaya.evaluate import batches
+from jobs.zaya.evaluation.policy import Policy
+from jobs.zaya.evaluation.problem_sets import drawn, of_sets, ranges, score, trainable
 from jobs.zaya.evaluation_config import PrepareConfig, read_config
-from jobs.zaya.examples import FILE
 from jobs.zaya.judge.pairs import PREFERENCES, labelled, pairs
 from jobs.zaya.judge.rubric import gold
-from jobs.zaya.policy import Policy
-from jobs.zaya.prepared import (
+from jobs.zaya.preparation.lines import (
     Answered,
     Line,
     answered,
@@ -58,7 +58,7 @@ from jobs.zaya.prepared import (
     sft_lines,
     taught_by,
 )
-from jobs.zaya.problem_sets import drawn, of_sets, ranges, score, trainable
+from jobs.zaya.training.examples import FILE
 
 Made = tuple[str, str, dict[str, float]]
 """a file's name, its text, and metrics for people"""

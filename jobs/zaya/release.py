@@ -1,7 +1,7 @@
 """Releases one checkpoint in the form that transformers loads, and loads it there before it says so.
 
 `python -m jobs.zaya.release`: one process, level 2 of the contract, one step. The files are written into the attempt's
-own directory, a fresh process that knows only transformers loads them and answers (jobs/zaya/release_loading.py), and
+own directory, a fresh process that knows only transformers loads them and answers (jobs/zaya/releasing/loading.py), and
 only when its logits and its greedy tokens are ours does the run's link `release` lead there.
 """
 
@@ -34,15 +34,15 @@ from jobs.contract import (
     write_result,
 )
 from jobs.zaya.attempt import TooLateError, carry_out_alone
-from jobs.zaya.checkpoint import config_of, model_of
+from jobs.zaya.checkpoints.state import config_of, model_of
 from jobs.zaya.evaluation_config import ReleaseConfig, read_config
-from jobs.zaya.generate import generate
-from jobs.zaya.model import ZayaForCausalLM
-from jobs.zaya.release_card import card
-from jobs.zaya.release_files import CARD, write_files
+from jobs.zaya.model.generate import generate
+from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.releasing.card import card
+from jobs.zaya.releasing.files import CARD, write_files
 from jobs.zaya.tokens import END, VOCABULARY, prompt
 
-LOADING = Path(__file__).with_name("release_loading.py")
+LOADING = Path(__file__).parent / "releasing" / "loading.py"
 SECONDS = 600.0
 NAME, EPOCH = "release", "release-epoch.json"
 """an attempt's own files, to which RUN_DIR's link of the same name leads, and beside them the epoch that wrote them"""

@@ -22,9 +22,9 @@ import torch
 
 from jobs.contract import ContractError
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.model import ZayaForCausalLM
-from jobs.zaya.optim import is_hidden_matrix
-from jobs.zaya.weights import from_transformers
+from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.model.weights import from_transformers
+from jobs.zaya.training.optim import is_hidden_matrix
 
 GPU_BYTES = 192 * 10**9
 """of an MI300X (AMD's data sheet: 192 GB of HBM3)"""

@@ -30,13 +30,13 @@ from jobs.contract import (
     save_deadline_s,
     write_result,
 )
-from jobs.zaya import checkpoint
 from jobs.zaya.attempt import TooLateError, carry_out, reached
+from jobs.zaya.checkpoints import state as checkpoint
+from jobs.zaya.checkpoints.saving import Saver
 from jobs.zaya.config import ModelConfig, TrainConfig, read_config
-from jobs.zaya.figures import Figures
-from jobs.zaya.learner import Learner, NumericsError
 from jobs.zaya.phases import place
-from jobs.zaya.saving import Saver
+from jobs.zaya.training.figures import Figures
+from jobs.zaya.training.learner import Learner, NumericsError
 
 
 def agreed(flag: StopFlag, world: int, too_late: bool) -> tuple[bool, bool, bool]:

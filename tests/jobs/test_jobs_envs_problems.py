@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from jobs.contract import ContractError
-from jobs.zaya import sandbox
 from jobs.zaya.envs import code, mathematics
 from jobs.zaya.envs.base import (
     Environment,
@@ -24,6 +23,7 @@ from jobs.zaya.envs.base import (
     write_problems,
 )
 from jobs.zaya.envs.registry import find, names
+from jobs.zaya.sandbox import outer as sandbox
 
 pytest.importorskip("math_verify", reason="needs the extra problems")
 

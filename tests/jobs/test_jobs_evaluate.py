@@ -14,20 +14,20 @@ import pytest
 import torch
 
 from jobs.contract import ContractError, Exit
-from jobs.zaya.compare import Compared, compare, means
-from jobs.zaya.data import documentation, held_out, source_code
 from jobs.zaya.envs.base import Problem
 from jobs.zaya.envs.base import held_out as is_held_out
 from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluate import SHOWN, attempt, batches, judged, metrics_of, table
+from jobs.zaya.evaluation.compare import Compared, compare, means
+from jobs.zaya.evaluation.policy import Policy
+from jobs.zaya.evaluation.problem_sets import drawn, of_sets, score
+from jobs.zaya.evaluation.text_loss import held_out_windows, text_metrics
 from jobs.zaya.evaluation_config import EvaluationConfig, evaluate_problems, parts, read_config, shipped
 from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
 from jobs.zaya.judge.preference import Proxy
-from jobs.zaya.policy import Policy
-from jobs.zaya.problem_sets import drawn, of_sets, score
 from jobs.zaya.rsa import Aggregation
-from jobs.zaya.text_loss import held_out_windows, text_metrics
 from jobs.zaya.tokens import REPLY, TAIL, decode, encode
+from jobs.zaya.training.data import documentation, held_out, source_code
 from tests.jobs.zaya_checkpoint import Attempts, Wishes, saved
 from tests.jobs.zaya_small import learner
 

@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.contract import ContractError, Exit
-from jobs.zaya.candidates import noisy, spoilt
 from jobs.zaya.envs.base import Problem, held_out, read_problems
+from jobs.zaya.evaluation.problem_sets import drawn, score
 from jobs.zaya.evaluation_config import SHIPPED, PrepareConfig, prepare_problems
-from jobs.zaya.examples import Examples, tokens_of
 from jobs.zaya.judge.pairs import PREFERENCES, read_pairs
-from jobs.zaya.prepare import attempt, write_whole
-from jobs.zaya.prepared import (
+from jobs.zaya.preparation.candidates import noisy, spoilt
+from jobs.zaya.preparation.lines import (
     Answered,
     answered,
     calibrated,
@@ -32,8 +31,9 @@ from jobs.zaya.prepared import (
     taught_by,
     trimmed,
 )
-from jobs.zaya.problem_sets import drawn, score
+from jobs.zaya.prepare import attempt, write_whole
 from jobs.zaya.tokens import encode
+from jobs.zaya.training.examples import Examples, tokens_of
 from tests.jobs.zaya_checkpoint import Attempts, Wishes, saved
 
 PROBLEMS = drawn("micro/reverse@4-6, micro/sort@4", 100, 0, held=False)

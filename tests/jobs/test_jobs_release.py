@@ -13,10 +13,10 @@ import torch
 from jobs.contract import ContractError, Environment, Exit, HeartbeatWriter
 from jobs.zaya import release
 from jobs.zaya.attempt import TooLateError
-from jobs.zaya.checkpoint import model_of
+from jobs.zaya.checkpoints.state import model_of
 from jobs.zaya.evaluation_config import ReleaseConfig, release_problems
 from jobs.zaya.release import Release, attempt, compared, lineage, loaded
-from jobs.zaya.release_files import byte_names, tokenizer_files
+from jobs.zaya.releasing.files import byte_names, tokenizer_files
 from tests.jobs.zaya_checkpoint import Attempts, Wishes, saved
 
 STAGES = [

@@ -10,15 +10,15 @@ import torch
 
 from jobs.contract import ContractError
 from jobs.zaya.config import TrainConfig
-from jobs.zaya.generate import Completion
-from jobs.zaya.learner import NumericsError
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.generate import Completion
+from jobs.zaya.model.network import ZayaForCausalLM
 from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.learner import RLLearner, collate, learning_rate
 from jobs.zaya.rl.rewards import EnvironmentScorer
 from jobs.zaya.rl.rollout import Asked, Group, RolloutWorker, Task, Weights
 from jobs.zaya.rl.sampler import Sampler
 from jobs.zaya.tokens import ASK, REPLY, TAIL
+from jobs.zaya.training.learner import NumericsError
 from tests.jobs.zaya_small import MODEL
 
 CONFIG = RLConfig(

@@ -22,14 +22,13 @@ from ray.exceptions import RayActorError
 from agents.probe.ring import RingReader, RingRecord
 from jobs import contract
 from jobs.contract import Environment, Exit, Heartbeat, StopFlag
-from jobs.zaya import checkpoint
 from jobs.zaya.attempt import carry_out
+from jobs.zaya.checkpoints import state as checkpoint
 from jobs.zaya.envs.base import Problem
 from jobs.zaya.envs.registry import find
-from jobs.zaya.generate import Completion
 from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
-from jobs.zaya.model import ZayaForCausalLM
-from jobs.zaya.optim import FlatOptimizer
+from jobs.zaya.model.generate import Completion
+from jobs.zaya.model.network import ZayaForCausalLM
 from jobs.zaya.rl.actors import Pool, StoppedError, cluster
 from jobs.zaya.rl.job import PIDS, Job
 from jobs.zaya.rl.learner import collate
@@ -37,6 +36,7 @@ from jobs.zaya.rl.rewards import EnvironmentScorer
 from jobs.zaya.rl.rollout import Weights
 from jobs.zaya.rl.sampler import Sampler
 from jobs.zaya.tokens import encode, prompt
+from jobs.zaya.training.optim import FlatOptimizer
 from tests.jobs.test_jobs_rl_learner import CONFIG, model, task
 from tests.jobs.zaya_small import MODEL
 

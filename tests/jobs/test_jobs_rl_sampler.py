@@ -13,8 +13,8 @@ import pytest
 from jobs.contract import ContractError
 from jobs.zaya.envs.base import Problem, draw, held_out, write_problems
 from jobs.zaya.envs.registry import find
-from jobs.zaya.generate import Completion
 from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
+from jobs.zaya.model.generate import Completion
 from jobs.zaya.rl.actors import Pool
 from jobs.zaya.rl.batches import Batches, Taken
 from jobs.zaya.rl.config import RLConfig

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from jobs.contract import ContractError
-from jobs.zaya import sandbox, sandboxed
-from jobs.zaya.sandbox import Call, Limits, NotReadyError, Outcome, run_calls, run_program, why_not
+from jobs.zaya.sandbox import inner as sandboxed
+from jobs.zaya.sandbox import outer as sandbox
+from jobs.zaya.sandbox.outer import Call, Limits, NotReadyError, Outcome, run_calls, run_program, why_not
 
 SHORT = Limits(cpu_s=1, wall_s=20)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's; elsewhere the sandbox refuses")
@@ -199,7 +200,7 @@ def test_it_works_in_a_thread_and_leaves_no_process() -> None:
         thread.join()
     assert [one.calls for one in found] == [(Call(7),)] * 4
     children = subprocess.run(["ps", "-o", "args", "--ppid", str(os.getpid())], capture_output=True, text=True)
-    assert "sandboxed.py" not in children.stdout
+    assert "inner.py" not in children.stdout
 
 
 def test_limits_are_checked() -> None:

@@ -18,10 +18,10 @@ from controlplane.backends.kube.rayjob_manifests import name_problem, rayjob
 from controlplane.services.plans import Places, first_plan
 from jobs.lifecycle import Lifecycle, Stage, load_lifecycle
 from jobs.spec import TEMPLATES, JobBody, JobSpec, templates
-from jobs.zaya.attention import Attention, positions
-from jobs.zaya.cache import Cache, cache_bytes
 from jobs.zaya.config import ModelConfig, read_config
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.attention import Attention, positions
+from jobs.zaya.model.cache import Cache, cache_bytes
+from jobs.zaya.model.network import ZayaForCausalLM
 from jobs.zaya.sizes import GPU_BYTES, ZAYA1_8B, Layout, memory, parameters
 
 NAME = "zaya1-8b-mi300x-1024"

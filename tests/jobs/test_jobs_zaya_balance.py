@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.zaya.balance import Balancer
 from jobs.zaya.config import CONTROLLERS
-from jobs.zaya.model import Router
+from jobs.zaya.model.network import Router
+from jobs.zaya.training.balance import Balancer
 from tests.jobs.zaya_small import MODEL, learner, train
 
 STEERING = [name for name in CONTROLLERS if name != "none"]

@@ -7,9 +7,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.contract import ContractError
-from jobs.zaya.cache import Cache, cache_bytes
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.cache import Cache, cache_bytes
+from jobs.zaya.model.network import ZayaForCausalLM
 from tests.jobs.zaya_small import MODEL
 
 

@@ -13,9 +13,9 @@ import torch
 
 from jobs import contract
 from jobs.contract import ContractError, Environment
-from jobs.zaya import checkpoint
-from jobs.zaya.learner import Learner
-from jobs.zaya.saving import Saver
+from jobs.zaya.checkpoints import state as checkpoint
+from jobs.zaya.checkpoints.saving import Saver
+from jobs.zaya.training.learner import Learner
 from tests.jobs.zaya_small import MODEL, learner, train
 
 TOKENS = torch.arange(64).view(2, 32)

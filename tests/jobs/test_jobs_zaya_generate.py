@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from jobs.contract import ContractError
-from jobs.zaya.generate import Completion, generate
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.generate import Completion, generate
+from jobs.zaya.model.network import ZayaForCausalLM
 from tests.jobs.zaya_small import MODEL
 
 PROMPTS = [[5, 97, 98, 99, 6], [5, 120, 6], [5, *range(32, 60), 6]]

@@ -11,10 +11,10 @@ from torch import nn
 
 from jobs.contract import ContractError
 from jobs.zaya.config import ModelConfig, TrainConfig, read_config
-from jobs.zaya.data import Text, documentation
-from jobs.zaya.learner import NumericsError
-from jobs.zaya.optim import FlatOptimizer, orthogonalised
 from jobs.zaya.phases import learning_rate
+from jobs.zaya.training.data import Text, documentation
+from jobs.zaya.training.learner import NumericsError
+from jobs.zaya.training.optim import FlatOptimizer, orthogonalised
 from tests.jobs.zaya_small import MODEL, learner, train
 
 SENTENCE = bytes(range(256)) * 8

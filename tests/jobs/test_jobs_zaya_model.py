@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from jobs.contract import ContractError
-from jobs.zaya.attention import rotary, rotate
 from jobs.zaya.config import ModelConfig, problems
-from jobs.zaya.model import Router, ZayaForCausalLM
+from jobs.zaya.model.attention import rotary, rotate
+from jobs.zaya.model.network import Router, ZayaForCausalLM
 from tests.jobs.zaya_small import MODEL
 
 

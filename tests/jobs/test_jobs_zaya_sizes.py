@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from jobs.contract import ContractError
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.model import ZayaForCausalLM
-from jobs.zaya.optim import FlatOptimizer
+from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.model.weights import to_transformers
 from jobs.zaya.sizes import GPU_BYTES, ZAYA1_8B, Layout, activation_bytes, find, main, memory, parameters
-from jobs.zaya.weights import to_transformers
+from jobs.zaya.training.optim import FlatOptimizer
 from tests.jobs.zaya_small import MODEL
 
 WIDE = replace(MODEL, hidden_size=96, head_dim=16, moe_intermediate_size=80, router_hidden_size=40)

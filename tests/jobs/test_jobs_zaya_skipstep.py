@@ -10,9 +10,9 @@ import torch
 
 from jobs.contract import ContractError, data_index, parse_ranges
 from jobs.zaya.config import problems, read_config
-from jobs.zaya.learner import Learner, NumericsError
 from jobs.zaya.phases import Phase, SkipRule
-from jobs.zaya.skipstep import SkipStep
+from jobs.zaya.training.learner import Learner, NumericsError
+from jobs.zaya.training.skipstep import SkipStep
 from tests.jobs.zaya_small import learner, train
 
 RULE = SkipRule(window=8, sigmas=4, consecutive=3)

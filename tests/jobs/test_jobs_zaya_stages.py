@@ -11,11 +11,11 @@ import torch
 
 from jobs.contract import ContractError
 from jobs.zaya.config import TrainConfig, problems, read_config
-from jobs.zaya.data import Mix, Text, documentation, rows_of, source_code
-from jobs.zaya.examples import FILE, Examples, answers, tokens_of
-from jobs.zaya.learner import Learner
 from jobs.zaya.phases import Phase, learning_rate, place
 from jobs.zaya.tokens import ASK, END, PAD, REPLY, TAIL
+from jobs.zaya.training.data import Mix, Text, documentation, rows_of, source_code
+from jobs.zaya.training.examples import FILE, Examples, answers, tokens_of
+from jobs.zaya.training.learner import Learner
 from tests.jobs.zaya_small import MODEL, train
 
 PHASES = [{"steps": 6, "decay": "none"}, {"name": "anneal", "steps": 4, "decay": "linear", "codeShare": 0.75}]

@@ -17,9 +17,10 @@ import torch
 from agents.probe.ring import RingReader, RingRecord
 from jobs import contract
 from jobs.contract import Environment, Exit, Heartbeat, HeartbeatWriter, StopFlag
-from jobs.zaya import checkpoint, data
-from jobs.zaya.optim import FlatOptimizer
+from jobs.zaya.checkpoints import state as checkpoint
 from jobs.zaya.train import Job, attempt
+from jobs.zaya.training import data
+from jobs.zaya.training.optim import FlatOptimizer
 
 TRAIN = {"steps": 6, "checkpointEvery": 3, "sequences": 2, "length": 16, "seed": 5, "warmup": 2}
 ROUTER = {"experts": 4, "layers": 2, "hidden": 32, "expertHidden": 16, "routerHidden": 16}
@@ -280,7 +281,7 @@ def test_a_save_as_long_as_the_longest_before_must_fit(run: Run, monkeypatch: py
     job.saver.seconds = 9.0
     assert not job.too_late()
     clock = [50.0]
-    monkeypatch.setattr("jobs.zaya.saving.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("jobs.zaya.checkpoints.saving.time.monotonic", lambda: clock[0])
     job.saver._writing, job.saver._begun = Future(), 44.0
     assert job.too_late(), "3 s more for the one being written, then 9"
     clock[0] = 52.5
@@ -356,7 +357,7 @@ def test_an_error_of_another_kind_leaves_its_record_too(run: Run) -> None:
     def broken() -> bytes:
         raise MemoryError("no room")
 
-    run.monkeypatch.setattr("jobs.zaya.data.documentation", broken)
+    run.monkeypatch.setattr("jobs.zaya.training.data.documentation", broken)
     assert run.attempt() == 1
     assert (run.record().error_type, run.record().error_message) == ("MemoryError", "no room")
     assert "broken" in run.record().traceback

@@ -12,10 +12,10 @@ from transformers import ZayaForCausalLM as TheirModel
 
 from jobs.contract import ContractError
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.generate import generate
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.generate import generate
+from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.model.weights import from_transformers, load_from_transformers, state_to_transformers, to_transformers
 from jobs.zaya.tokens import END
-from jobs.zaya.weights import from_transformers, load_from_transformers, state_to_transformers, to_transformers
 from tests.jobs.zaya_small import MODEL
 
 PROMPT = [5, *b"the quick brown fox", 6]

@@ -14,8 +14,8 @@ import pytest
 
 from jobs import contract
 from jobs.contract import Environment, HeartbeatWriter, Result, StopFlag
-from jobs.zaya import checkpoint
-from jobs.zaya.learner import Learner
+from jobs.zaya.checkpoints import state as checkpoint
+from jobs.zaya.training.learner import Learner
 from tests.jobs.zaya_small import MODEL, learner, train
 
 

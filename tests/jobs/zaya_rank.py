@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from jobs.contract import StopFlag
-from jobs.zaya import checkpoint, shards
+from jobs.zaya.checkpoints import shards
+from jobs.zaya.checkpoints import state as checkpoint
 from jobs.zaya.train import attempt
 
-for late in ("jobs.zaya.sharding", "torch._dynamo"):  # FSDP2 loads dynamo at its first step
+for late in ("jobs.zaya.training.sharding", "torch._dynamo"):  # FSDP2 loads dynamo at its first step
     importlib.import_module(late)
 
 

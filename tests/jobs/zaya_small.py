@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from jobs.zaya.config import ModelConfig, TrainConfig
-from jobs.zaya.learner import Learner
+from jobs.zaya.training.learner import Learner
 
 MODEL = ModelConfig(
     hidden_size=32,

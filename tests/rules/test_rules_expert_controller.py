@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from controlplane.rules import expert_controller
 from controlplane.rules.expert_controller import Controller, identify
-from jobs.zaya.balance import Balancer
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.model import Router
+from jobs.zaya.model.network import Router
+from jobs.zaya.training.balance import Balancer
 
 EXPERTS, LAYERS, STEPS = 8, 2, 64
 Integers = NDArray[np.int64]

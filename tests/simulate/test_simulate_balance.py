@@ -18,9 +18,9 @@ from controlplane.simulate.balance import (
     replay,
     replay_loads,
 )
-from jobs.zaya.balance import Balancer
 from jobs.zaya.config import CONTROLLERS
-from jobs.zaya.model import Router
+from jobs.zaya.model.network import Router
+from jobs.zaya.training.balance import Balancer
 from tests.jobs.zaya_small import MODEL
 from tests.simulate.routers import EXPERTS, run
 

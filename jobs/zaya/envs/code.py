@@ -23,8 +23,8 @@ from functools import lru_cache
 from typing import Any
 
 from jobs.manifest import ContractError
-from jobs.zaya import sandbox
 from jobs.zaya.envs.base import TASK, Problem, within
+from jobs.zaya.sandbox import outer as sandbox
 
 FAMILY = "code"
 _INPUTS = (-7, -2, 0, 1, 2, 3, 10, 25)

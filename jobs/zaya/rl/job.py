@@ -32,13 +32,12 @@ from jobs.contract import (
     write_json,
     write_result,
 )
-from jobs.zaya import checkpoint
 from jobs.zaya import config as zaya
 from jobs.zaya.attempt import TooLateError, reached
+from jobs.zaya.checkpoints import state as checkpoint
 from jobs.zaya.config import ModelConfig, TrainConfig
 from jobs.zaya.judge.preference import Proxy
-from jobs.zaya.learner import NumericsError
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.network import ZayaForCausalLM
 from jobs.zaya.rl.actors import Pool, StoppedError, cluster
 from jobs.zaya.rl.batches import Batches, Taken
 from jobs.zaya.rl.config import read_config
@@ -46,6 +45,7 @@ from jobs.zaya.rl.learner import Learned, RLLearner
 from jobs.zaya.rl.rewards import EnvironmentScorer, ProxyScorer, Scorer
 from jobs.zaya.rl.rollout import Weights
 from jobs.zaya.rl.sampler import Sampler
+from jobs.zaya.training.learner import NumericsError
 
 PIDS = "rollouts.json"
 """Beside an attempt's checkpoints: the process ids of its rollout actors, for whoever wants to look at one."""

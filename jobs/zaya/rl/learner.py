@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from jobs.contract import ContractError
-from jobs.zaya.balance import Balancer
 from jobs.zaya.config import TrainConfig
-from jobs.zaya.generate import Completion
-from jobs.zaya.learner import NumericsError
-from jobs.zaya.model import Router, ZayaForCausalLM
-from jobs.zaya.optim import FlatOptimizer
+from jobs.zaya.model.generate import Completion
+from jobs.zaya.model.network import Router, ZayaForCausalLM
 from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.grpo import advantages, clipped_loss, kl_penalty
 from jobs.zaya.rl.rollout import Group
 from jobs.zaya.tokens import END, PAD
+from jobs.zaya.training.balance import Balancer
+from jobs.zaya.training.learner import NumericsError
+from jobs.zaya.training.optim import FlatOptimizer
 
 
 @dataclass(frozen=True)

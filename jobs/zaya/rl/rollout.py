@@ -15,8 +15,8 @@ import torch
 
 from jobs.zaya.config import ModelConfig
 from jobs.zaya.envs.base import Problem
-from jobs.zaya.generate import Completion, generate
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.generate import Completion, generate
+from jobs.zaya.model.network import ZayaForCausalLM
 from jobs.zaya.rl.rewards import Scorer, Worth
 from jobs.zaya.tokens import decode, prompt
 

@@ -18,8 +18,8 @@ from jobs.contract import ContractError
 from jobs.zaya.envs.base import Problem, draw, read_problems, within
 from jobs.zaya.envs.curriculum import Curriculum
 from jobs.zaya.envs.registry import find
+from jobs.zaya.evaluation.problem_sets import trainable
 from jobs.zaya.evaluation_config import parts
-from jobs.zaya.problem_sets import trainable
 from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.rollout import Asked, Group
 from jobs.zaya.tokens import prompt

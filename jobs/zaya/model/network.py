@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jobs.zaya.attention import Attention, Positions, positions
-from jobs.zaya.cache import Cache, LayerCache
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.norms import ResidualScaling, RMSNorm
-from jobs.zaya.router import Experts, Router, SparseMoeBlock
+from jobs.zaya.model.attention import Attention, Positions, positions
+from jobs.zaya.model.cache import Cache, LayerCache
+from jobs.zaya.model.norms import ResidualScaling, RMSNorm
+from jobs.zaya.model.router import Experts, Router, SparseMoeBlock
 
 __all__ = ["DecoderLayer", "Router", "ZayaForCausalLM", "ZayaModel"]
 

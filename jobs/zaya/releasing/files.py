@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from jobs.contract import ContractError
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.model.weights import state_to_transformers, to_transformers
 from jobs.zaya.tokens import ASK, END, MARKS, PAD, REPLY, VOCABULARY
-from jobs.zaya.weights import state_to_transformers, to_transformers
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.zaya.cache import Cache, LayerCache
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.norms import QKNorm
+from jobs.zaya.model.cache import Cache, LayerCache
+from jobs.zaya.model.norms import QKNorm
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from jobs.contract import ContractError
-from jobs.zaya.cache import Cache
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.cache import Cache
+from jobs.zaya.model.network import ZayaForCausalLM
 from jobs.zaya.tokens import END, PAD
 
 

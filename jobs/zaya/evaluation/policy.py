@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from jobs.zaya.generate import Completion, generate
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.generate import Completion, generate
+from jobs.zaya.model.network import ZayaForCausalLM
 
 
 class Policy:

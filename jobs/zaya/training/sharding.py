@@ -3,7 +3,7 @@
 Parameters are cut along their first axis (torch.distributed.fsdp.fully_shard), one unit a decoder layer and one for the
 rest. Experts lie along that axis, so Muon orthogonalises a rank's own experts where they are, as one batch; matrices of
 attention are gathered, and every rank orthogonalises all of them. torch.optim.Muon is not used: it takes 2-D alone.
-At toy size the flat vectors of jobs/zaya/optim.py are faster; importing this file costs two seconds of CPU time.
+At toy size the flat vectors of optim.py are faster; importing this file costs two seconds of CPU time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from jobs.zaya.model import ZayaForCausalLM
-from jobs.zaya.optim import Named, adamw, matrix_shape, muon_scale, orthogonalised, parted, take_over
+from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.training.optim import Named, adamw, matrix_shape, muon_scale, orthogonalised, parted, take_over
 
 
 def shard(model: ZayaForCausalLM) -> None:

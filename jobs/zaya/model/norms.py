@@ -1,6 +1,6 @@
 """What keeps the model's activations in scale: normalisations and learned residual scaling.
 
-Shape suffixes as in jobs/zaya/model.py.
+Shape suffixes as in jobs/zaya/model/network.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Runs Python that a model wrote, in a process of its own that can compute and nothing else.
 
 The candidate cannot open a file (to read or to write), make a socket of any family, start a process or a thread, send
-a signal or see our environment; CPU seconds, memory, output and wall clock are limited. `jobs/zaya/sandboxed.py` is the
-inner half that sees to it, by a seccomp filter that needs no rights and works inside a container. Where the filter
+a signal or see our environment; CPU seconds, memory, output and wall clock are limited. `inner.py` is the half that
+sees to it, by a seccomp filter that needs no rights and works inside a container. Where the filter
 cannot be had (no Linux, an unknown machine, a kernel or container that refuses it) nothing is run and it is said why.
 
 It does not judge: the values that calls return come back and are compared outside, so no expected answer is ever
@@ -26,7 +26,7 @@ from typing import Any
 
 from jobs.manifest import ContractError
 
-_INNER = Path(__file__).with_name("sandboxed.py")
+_INNER = Path(__file__).with_name("inner.py")
 MODULES = (
     *("abc", "array", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum"),
     *("fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "numbers", "operator", "random"),

@@ -5,7 +5,7 @@ through only the system calls of pure computing: no file can be opened, no socke
 no signal sent, no limit raised. Every other call fails with EPERM, calls that a newer kernel adds included. It checks
 that the filter holds before it says that it is ready, and runs nothing where it does not.
 
-Started by path with the bare interpreter, so it imports nothing of ours. The outer half, `jobs/zaya/sandbox.py`,
+Started by path with the bare interpreter, so it imports nothing of ours. The outer half, `jobs/zaya/sandbox/outer.py`,
 holds the clock and the caps on output, and knows the answers; none of them comes in here.
 """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jobs.contract import ContractError
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.network import ZayaForCausalLM
 from jobs.zaya.tokens import END, PAD, VOCABULARY
 
 _SAME = (

@@ -1,8 +1,7 @@
 """Saves and loads the whole training state with a manifest, as the contract's level 2 asks.
 
 Two kinds of files: `whole`, one file that rank 0 writes of a state that all ranks hold alike, and `dcp`, where each
-rank writes its part (jobs/zaya/shards.py). Either is read on any number of ranks. Writing while training goes on is
-jobs/zaya/saving.py's.
+rank writes its part (shards.py). Either is read on any number of ranks. Writing while training goes on is saving.py's.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from jobs.contract import (
 )
 from jobs.manifest import MANIFEST
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.network import ZayaForCausalLM
 
 STATE = "state.pt"
 
@@ -132,7 +131,7 @@ def load(
         )
     manifest = read_manifest(directory)
     if STATE not in {file.name for file in manifest.files}:
-        from jobs.zaya import shards  # late: what it imports takes two seconds of CPU time
+        from jobs.zaya.checkpoints import shards  # late: what it imports takes two seconds of CPU time
 
         return manifest, shards.read(directory, like)
     try:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from jobs.zaya.candidates import noisy
-from jobs.zaya.compare import Score, answer_of
 from jobs.zaya.envs.base import Problem
+from jobs.zaya.evaluation.compare import Score, answer_of
 from jobs.zaya.evaluation_config import PrepareConfig
-from jobs.zaya.examples import tokens_of
 from jobs.zaya.judge.pairs import manners
+from jobs.zaya.preparation.candidates import noisy
 from jobs.zaya.rsa import Generate
 from jobs.zaya.tokens import decode, encode, prompt
+from jobs.zaya.training.examples import tokens_of
 
 Line = dict[str, Any]
 _LONGEST_MANNER = 40

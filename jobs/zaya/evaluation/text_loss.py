@@ -1,7 +1,7 @@
 """The loss on text, and how evenly the experts share it: what a gate on pretraining looks at.
 
 The windows are the same at every evaluation, so that losses of checkpoints can be compared, and lie in the end of each
-text, which no training of jobs/zaya reads (jobs/zaya/data.py).
+text, which no training of jobs/zaya reads (jobs/zaya/training/data.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.contract import ContractError
-from jobs.zaya.data import held_out
-from jobs.zaya.model import ZayaForCausalLM
+from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.training.data import held_out
 
 _TOGETHER = 16
 

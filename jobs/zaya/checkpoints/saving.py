@@ -2,7 +2,7 @@
 the manifest appears when all of them are there.
 
 A checkpoint without a manifest is none, so an attempt that dies meanwhile has lost only what it had not yet saved.
-Every rank makes the same calls. Jobs that save in the foreground call jobs/zaya/checkpoint.py themselves.
+Every rank makes the same calls. Jobs that save in the foreground call jobs/zaya/checkpoints/state.py themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from jobs.contract import Environment, announce_checkpoint, step_directory
-from jobs.zaya import checkpoint
+from jobs.zaya.checkpoints import state as checkpoint
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -49,7 +49,7 @@ class Saver:
         """Before the first step, on every rank: `whole` or `dcp`, which has a process group of its own."""
         self.kind = kind
         if kind == "dcp":
-            from jobs.zaya import shards  # late: what it imports takes two seconds of CPU time
+            from jobs.zaya.checkpoints import shards  # late: what it imports takes two seconds of CPU time
 
             self._group = shards.group()
 
@@ -64,7 +64,7 @@ class Saver:
             self._writing = self._thread.submit(self._write_whole, directory, kept, facts, begun)
 
     def _begin_shards(self, state: dict[str, Any], facts: checkpoint.Facts, begun: float) -> None:
-        from jobs.zaya import shards  # late, as above
+        from jobs.zaya.checkpoints import shards  # late, as above
 
         if self.rank == 0:
             directory = checkpoint.begun(self.environment, facts.step)

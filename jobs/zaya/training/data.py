@@ -1,7 +1,7 @@
 """The toy's texts: the language reference that ships with Python, and the source code of its standard library.
 
 Nothing is downloaded. Which bytes a step sees is a function of seed and data index alone, so a resumed run reads on
-exactly where it stopped and a skipped stretch is really skipped. Questions with answers are in jobs/zaya/examples.py.
+exactly where it stopped and a skipped stretch is really skipped. Questions with answers are in examples.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from jobs.contract import ContractError, Ranges, parse_ranges
 from jobs.zaya.config import TrainConfig
-from jobs.zaya.examples import FILE, Examples, answers
 from jobs.zaya.phases import Phase, place
+from jobs.zaya.training.examples import FILE, Examples, answers
 
 _CODE_BYTES = 2_000_000
 HELD_OUT_IN = 20

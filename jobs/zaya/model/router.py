@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.zaya.config import ModelConfig
-from jobs.zaya.norms import RMSNorm
+from jobs.zaya.model.norms import RMSNorm
 
 
 class RouterMLP(nn.Module):

@@ -4,7 +4,7 @@ The rule is that of OLMo-core (allenai/OLMo-core, olmo_core.optim.SkipStepOptimi
 σ standard deviations away from the mean of a trailing window, and never before half a window is there. Two things
 differ. Only values above the mean count. A skipped step's values stay out of the window, or a bad stretch would soon
 be the rule it is judged by; in return, several skipped steps in a row end the attempt, and the controller goes back to
-a checkpoint and leaves the data out. It changes no weight itself; jobs/zaya/learner.py asks it.
+a checkpoint and leaves the data out. It changes no weight itself; jobs/zaya/training/learner.py asks it.
 """
 
 from __future__ import annotations

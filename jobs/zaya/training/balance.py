@@ -21,8 +21,8 @@ from torch import Tensor
 
 from jobs.contract import ContractError
 from jobs.zaya.config import CONTROLLERS
-from jobs.zaya.model import Router
-from jobs.zaya.optim import adamw
+from jobs.zaya.model.network import Router
+from jobs.zaya.training.optim import adamw
 
 # What each controller remembers from step to step beside the biases, each [layers, slots].
 _MEMORY = {"adamw": ("mean", "square"), "pi": ("error",), "pid": ("error", "error_before")}

@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.contract import ContractError
-from jobs.zaya.balance import Balancer
 from jobs.zaya.config import ModelConfig, TrainConfig
-from jobs.zaya.data import rows_of
-from jobs.zaya.examples import IGNORED, answers
-from jobs.zaya.model import ZayaForCausalLM
-from jobs.zaya.optim import FlatOptimizer
+from jobs.zaya.model.network import ZayaForCausalLM
 from jobs.zaya.phases import learning_rate, place
-from jobs.zaya.skipstep import NumericsError, SkipStep
 from jobs.zaya.tokens import PAD
+from jobs.zaya.training.balance import Balancer
+from jobs.zaya.training.data import rows_of
+from jobs.zaya.training.examples import IGNORED, answers
+from jobs.zaya.training.optim import FlatOptimizer
+from jobs.zaya.training.skipstep import NumericsError, SkipStep
 
 if TYPE_CHECKING:
-    from jobs.zaya.sharding import ShardedOptimizer
+    from jobs.zaya.training.sharding import ShardedOptimizer
 
 __all__ = ["Learner", "NumericsError", "Stepped"]
 
@@ -68,7 +68,7 @@ class Learner:
         kind, decay = self.config.optimizer, self.config.weight_decay
         if self.config.sharding == "none":
             return FlatOptimizer(self.model, kind, decay)
-        from jobs.zaya import sharding  # late: what it imports takes two seconds of CPU time at every start
+        from jobs.zaya.training import sharding  # late: what it imports takes two seconds of CPU time at every start
 
         sharding.shard(self.model)
         return sharding.ShardedOptimizer(self.model, kind, decay)
@@ -108,7 +108,7 @@ class Learner:
         """The state with what this learner shards cut as its own is; itself where nothing is sharded."""
         if self.config.sharding == "none":
             return state
-        from jobs.zaya import sharding  # late, as above
+        from jobs.zaya.training import sharding  # late, as above
 
         return sharding.cut(own, state)
 
