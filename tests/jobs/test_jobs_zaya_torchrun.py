@@ -1,5 +1,5 @@
 """Two nodes of one rank each under torchrun, as the local backend starts them: one node's stop saves and ends both,
-the next attempt goes on at the step after, and a killed rank is told from one that lost its peer."""
+the next attempt goes on at the step after, sharded (FSDP2), and a killed rank is told from one that lost its peer."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def test_two_nodes_stop_together_go_on_at_the_next_step_and_tell_a_killed_rank(t
     step = contract.read_manifest(newest).step
     assert [first.heartbeat(node).last_step for node in (0, 1)] == [step, step]
 
-    second = Attempt(tmp_path, 2, TRIMTAB_RESUME_FROM=str(newest))
+    sharded = json.dumps({**TRAIN, "sharding": "fsdp2"})
+    second = Attempt(tmp_path, 2, TRIMTAB_RESUME_FROM=str(newest), TRIMTAB_TRAIN_JSON=sharded)
     try:
         second.wait_for_a_checkpoint()
         beats = [second.heartbeat(node) for node in (0, 1)]
@@ -119,3 +120,6 @@ def test_two_nodes_stop_together_go_on_at_the_next_step_and_tell_a_killed_rank(t
         assert second.end() == [(1, "peer_lost"), (137, "killed")]
     finally:
         second.kill()
+    whole = [one for one in contract.list_checkpoints(tmp_path / "run") if contract.verify(one).ok]
+    saved = contract.read_manifest(whole[-1])
+    assert saved.attempt_no == 2 and len([one for one in saved.files if one.name.endswith(".distcp")]) == 2
