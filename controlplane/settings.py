@@ -35,6 +35,7 @@ class Settings:
     runtime: str = ""
     webhook_loopback: bool = False
     public_url: str = ""
+    dashboard_url: str = ""
     tls_cert: str = ""
     tls_key: str = ""
     tls_ca: str = ""
@@ -84,6 +85,8 @@ HELP: Mapping[str, str] = {
     "runtime": "folder of the nodes' runtime directories; empty: `nodes` in the data folder",
     "webhook_loopback": "allow webhook receivers on this machine",
     "public_url": "address by which jobs, agents and browsers reach the API; empty: made of host and port",
+    "dashboard_url": "address by which people reach the dashboard, for links in messages; empty: made of host and "
+    "dashboard_port",
     "tls_cert": "PEM file of the certificate of API and dashboard, with its chain",
     "tls_key": "PEM file of that certificate's key",
     "tls_ca": "PEM file of the authority that the certificate is checked by; empty: those that this machine trusts",

@@ -52,6 +52,12 @@ class Dashboard:
         """Where it answers; empty before it has said so."""
         return address(self._settings, self.port) if self.ready.is_set() else ""
 
+    def link(self) -> str:
+        """Under which address people find the pages, also before they answer; empty where nobody knows."""
+        named = self._settings.dashboard_url.rstrip("/")
+        known = self._settings.dashboard and self.port
+        return named or (address(self._settings, self.port) if known else "")
+
     def _run(self) -> None:
         wait_s = 1.0
         while not self._stop.is_set():

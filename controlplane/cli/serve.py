@@ -34,6 +34,7 @@ from controlplane.services import deliveries, incidents, quarantine, suspicion, 
 from controlplane.services.findings import Watch
 from controlplane.services.ingest import Ingest
 from controlplane.services.lifecycles_conductor import Conductor
+from controlplane.services.lifecycles_messages import Pages, no_pages
 from controlplane.services.live import Live
 from controlplane.services.metering import Metering
 from controlplane.services.plans import Places
@@ -116,8 +117,8 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
-    """The parts of one server, wired; nothing runs yet."""
+def build(settings: Settings, own: tuple[str, int], clock: Clock, pages: Pages = no_pages) -> Server:
+    """The parts of one server, wired; nothing runs yet. `pages`: the dashboard's address, for links in messages."""
     data = settings.data.resolve()
     data.mkdir(parents=True, exist_ok=True)
     store = Store(settings.database_url)
@@ -143,7 +144,7 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock) -> Server:
     pulses = Pulses(backends.values())
     watch = Watch(book, since_s=clock.now(), quarantine_share=settings.quarantine_share, pulses=pulses.stopped)
     thinning = expert_thinning.Policy(settings.expert_raw_days, settings.expert_eighth_days)
-    conductor = Conductor(store, places, controller, lambda spec: _where(backends, settings, spec))
+    conductor = Conductor(store, places, controller, lambda spec: _where(backends, settings, spec), pages)
     loops = wire_loops(
         store, leadership, watch, controller, backends, senders, ingest, clock, pulses, thinning, conductor
     )
@@ -318,11 +319,11 @@ def serve(settings: Settings) -> int:
     port = int(api.getsockname()[1])
     if settings.dashboard and settings.dashboard_port:
         listen(settings.host, settings.dashboard_port, "--dashboard-port").close()
-    server = build(settings, (settings.host, port), clock)
+    dashboard = Dashboard(address(settings, port), settings)
+    server = build(settings, (settings.host, port), clock, dashboard.link)
     token = first_admin(server.store, settings.data.resolve(), clock.now())
     if token is not None:
         _say_token(settings, token)
-    dashboard = Dashboard(address(settings, port), settings)
     app = create_app(replace(server.context, dashboard=dashboard.address))
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
     if context is not None:

@@ -34,7 +34,8 @@ class Delivered:
     """What became of one message in this round."""
 
     delivery_id: str
-    incident: int
+    incident: int | None
+    """the number of the incident that it is of; None for one of a lifecycle"""
     seq: int
     channel: str
     state: str
@@ -114,18 +115,21 @@ def _next_try_s(tries: int, outcome: Outcome, now: float, dice: random.Random) -
 def _note_dead(session: Session, claim: Claim, outcome: Outcome, now: float) -> None:
     paused = "; the receiver is gone (410), the channel is paused" if outcome.gone else ""
     tries = "1 try" if claim.tries == 1 else f"{claim.tries} tries"
+    lane, about, link = "rule", "", {"kind": "incident", "id": str(claim.number)}
+    if claim.number is not None:
+        about = f"INC-{claim.number:04d}"
+    else:
+        stage = str(claim.body["data"]["stage"] or "")
+        about = f"{claim.name}, stage {stage}" if stage else f"the end of {claim.name}"
+        lane, link = "lifecycle", {"kind": "lifecycle", "id": str(claim.lifecycle_id)}
     events.add(
         session,
         at_s=now,
         kind="delivery_dead",
-        sentence=f"{claim.channel} was not told of INC-{claim.number:04d}: given up after {tries}{paused}",
+        sentence=f"{claim.channel} was not told of {about}: given up after {tries}{paused}",
         incident_id=claim.incident_id,
-        data={
-            "lane": "rule",
-            "level": "warn",
-            "detail": outcome.error,
-            "link": {"kind": "incident", "id": str(claim.number)},
-        },
+        lifecycle_id=claim.lifecycle_id,
+        data={"lane": lane, "level": "warn", "detail": outcome.error, "link": link},
     )
 
 

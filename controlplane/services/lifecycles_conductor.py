@@ -16,6 +16,7 @@ from controlplane.runs.lifecycle import decide
 from controlplane.runs.lifecycle_view import Keep, PlanMove, PlanView, Rest
 from controlplane.runs.view import Taint, Tainted
 from controlplane.services import lifecycles_look, lifecycles_moves, outcomes
+from controlplane.services.lifecycles_messages import Pages, no_pages
 from controlplane.services.plans import Places
 from controlplane.store import leases, lifecycles, runs
 from controlplane.store.engine import Sessions, StoreUnavailable
@@ -43,10 +44,18 @@ class Minder(Protocol):
 
 
 class Conductor:
-    """Moves every lifecycle one step closer to what is wanted. `where` names the backend on which a job runs."""
+    """Moves every lifecycle one step closer to what is wanted. `where` names the backend on which a job runs; `pages`
+    is the address of the dashboard, to which messages link."""
 
-    def __init__(self, store: Sessions, places: Places, minder: Minder, where: Callable[[JobSpec], str]) -> None:
-        self._store, self._places, self._minder, self._where = store, places, minder, where
+    def __init__(
+        self,
+        store: Sessions,
+        places: Places,
+        minder: Minder,
+        where: Callable[[JobSpec], str],
+        pages: Pages = no_pages,
+    ) -> None:
+        self._store, self._places, self._minder, self._where, self._pages = store, places, minder, where, pages
         self._plans: dict[str, Lifecycle] = {}
         self._settled: set[str] = set()
         self._unread: set[str] = set()
@@ -123,7 +132,9 @@ class Conductor:
         with self._store.write() as session:
             leases.guard(session, LEASE, lease_epoch)
             current = lifecycles.locked(session, lifecycle_id)
-            written = current is not None and lifecycles_moves.write(session, current, plan, view, move, self._where)
+            written = current is not None and lifecycles_moves.write(
+                session, current, plan, view, move, self._where, self._pages
+            )
         return move if written else Rest()
 
     def _plan(self, found: Executed) -> Lifecycle:

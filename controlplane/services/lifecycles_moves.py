@@ -22,8 +22,9 @@ from controlplane.runs.lifecycle_view import (
     StopRuns,
 )
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import lifecycles_cost, lifecycles_look, outcomes
+from controlplane.services import lifecycles_cost, lifecycles_look, lifecycles_messages, outcomes
 from controlplane.services import runs as run_service
+from controlplane.services.lifecycles_messages import Pages
 from controlplane.store import events, lifecycles, runs
 from controlplane.store.engine import Session
 from controlplane.store.lifecycles import Executed
@@ -51,8 +52,16 @@ def tell(
     events.add(session, at_s=now, kind=kind, sentence=sentence, lifecycle_id=found.id, data=told)
 
 
-def write(session: Session, found: Executed, plan: Lifecycle, view: PlanView, move: PlanMove, where: WhereTo) -> bool:
-    """Writes a move; False if the rows are not what it was decided on any more."""
+def write(
+    session: Session,
+    found: Executed,
+    plan: Lifecycle,
+    view: PlanView,
+    move: PlanMove,
+    where: WhereTo,
+    pages: Pages = lifecycles_messages.no_pages,
+) -> bool:
+    """Writes a move, and what channels are told of it; False if the rows are not what it was decided on any more."""
     if (found.state.desired, found.state.status) != (view.desired, view.status):
         return False
     match move:
@@ -61,14 +70,31 @@ def write(session: Session, found: Executed, plan: Lifecycle, view: PlanView, mo
         case SetLifecycle():
             lifecycles.move_lifecycle(found.state, move.status, reason=move.sentence, now=view.now)
             tell(session, found, move.sentence, kind=f"lifecycle_{move.status}", now=view.now, level=move.level)
+            lifecycles_messages.tell_end(session, found, pages, now=view.now)
         case Begin() | StartRun() | MoveStage() | Pass():
             row, seen = found.stage(move.stage), view.stage(move.stage)
             if row is None or _as_kept(row) != _as_seen(seen):
                 return False
-            return _of_stage(session, found, plan, row, move, view.now, where)
+            before = row.state, row.hold
+            if not _of_stage(session, found, plan, row, move, view.now, where):
+                return False
+            _tell_channels(session, found, row, before, pages, view.now)
         case _:
             raise AssertionError(f"{move} writes nothing")
     return True
+
+
+def _tell_channels(
+    session: Session, found: Executed, row: LifecycleStage, before: tuple[str, str], pages: Pages, now: float
+) -> None:
+    """A hold is told once: not when only its reason changes, nor when it ends."""
+    after = row.state, row.hold
+    if before == after:
+        return
+    if before[0] == "held":
+        lifecycles_messages.withdraw(session, found, row)
+    if after[0] == "held":
+        lifecycles_messages.tell_held(session, found, row, pages, now=now)
 
 
 def _as_kept(row: LifecycleStage) -> tuple[object, ...]:

@@ -6,22 +6,27 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, select
+from sqlalchemy import and_, delete, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from controlplane.ids import uuid7
-from controlplane.store.tables import Channel, Delivery, Incident
+from controlplane.store.tables import Channel, Delivery, Incident, LifecycleState
 
 UNFINISHED = ("ready", "telling")
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A delivery that this caller may send until `claimed_s` is somebody else's."""
+    """A delivery that this caller may send until `claimed_s` is somebody else's.
+
+    It is of an incident, which has a number, or of a lifecycle, which has a name.
+    """
 
     id: str
-    incident_id: str
-    number: int
+    incident_id: str | None
+    number: int | None
+    lifecycle_id: str | None
+    name: str
     seq: int
     channel: str
     kind: str
@@ -50,10 +55,19 @@ def put_channel(session: Session, name: str, *, kind: str, config: dict[str, Any
 
 
 def add(
-    session: Session, *, incident_id: str, seq: int, channel: str, body: dict[str, Any], due_s: float, now: float
+    session: Session,
+    *,
+    seq: int,
+    channel: str,
+    body: dict[str, Any],
+    due_s: float,
+    now: float,
+    incident_id: str | None = None,
+    lifecycle_id: str | None = None,
 ) -> Delivery:
     """A message in the transaction of what it tells. IntegrityError at the flush if it is there already."""
-    delivery = Delivery(id=uuid7(now), incident_id=incident_id, seq=seq, channel=channel, body=body, due_s=due_s)
+    about = {"incident_id": incident_id, "lifecycle_id": lifecycle_id}
+    delivery = Delivery(id=uuid7(now), seq=seq, channel=channel, body=body, due_s=due_s, **about)
     session.add(delivery)
     return delivery
 
@@ -65,6 +79,15 @@ def withdraw(session: Session, incident_ids: Collection[str]) -> None:
     )
 
 
+def withdraw_of_stage(session: Session, lifecycle_id: str, stage: str) -> None:
+    """Drops the messages of a lifecycle that are of one of its stages and that nobody has tried to send yet."""
+    untold = (Delivery.state == "ready", Delivery.tries == 0)
+    rows = session.execute(select(Delivery.id, Delivery.body).where(Delivery.lifecycle_id == lifecycle_id, *untold))
+    ids = [id_ for id_, body in rows if body["data"]["stage"] == stage]
+    if ids:
+        session.execute(delete(Delivery).where(Delivery.id.in_(ids), *untold))
+
+
 def untried(session: Session, incident_id: str) -> list[Delivery]:
     """An incident's messages that nobody has tried to send yet."""
     query = select(Delivery).where(Delivery.incident_id == incident_id, Delivery.state == "ready", Delivery.tries == 0)
@@ -74,6 +97,12 @@ def untried(session: Session, incident_id: str) -> list[Delivery]:
 def of_incident(session: Session, incident_id: str) -> list[Delivery]:
     """An incident's messages in order."""
     query = select(Delivery).where(Delivery.incident_id == incident_id)
+    return list(session.scalars(query.order_by(Delivery.seq, Delivery.channel)))
+
+
+def of_lifecycle(session: Session, lifecycle_id: str) -> list[Delivery]:
+    """A lifecycle's messages in order."""
+    query = select(Delivery).where(Delivery.lifecycle_id == lifecycle_id)
     return list(session.scalars(query.order_by(Delivery.seq, Delivery.channel)))
 
 
@@ -91,12 +120,12 @@ def is_due(session: Session, *, now: float, claim_s: float) -> bool:
 
 
 def _due(now: float, claim_s: float) -> Any:
-    """Due deliveries of enabled channels, each only if its incident has no earlier one open on the same channel."""
+    """Due deliveries of enabled channels, each only if what it is of has no earlier one open on the same channel."""
     earlier = aliased(Delivery)
     blocked = (
         select(earlier.id)
         .where(
-            earlier.incident_id == Delivery.incident_id,
+            or_(earlier.incident_id == Delivery.incident_id, earlier.lifecycle_id == Delivery.lifecycle_id),
             earlier.channel == Delivery.channel,
             earlier.seq < Delivery.seq,
             earlier.state.in_(UNFINISHED),
@@ -105,9 +134,10 @@ def _due(now: float, claim_s: float) -> Any:
     )
     abandoned = and_(Delivery.state == "telling", Delivery.claimed_s <= now - claim_s)
     return (
-        select(Delivery, Channel, Incident.number)
+        select(Delivery, Channel, Incident.number, LifecycleState.name)
         .join(Channel, Channel.name == Delivery.channel)
-        .join(Incident, Incident.id == Delivery.incident_id)
+        .outerjoin(Incident, Incident.id == Delivery.incident_id)
+        .outerjoin(LifecycleState, LifecycleState.lifecycle_id == Delivery.lifecycle_id)
         .where(Channel.enabled, (and_(Delivery.state == "ready", Delivery.due_s <= now)) | abandoned, ~blocked)
         .order_by(Delivery.due_s, Delivery.id)
     )
@@ -121,7 +151,7 @@ def claim(session: Session, *, now: float, claim_s: float, per_channel: int, lim
     """
     taken: dict[str, list[Claim]] = {}
     rows = session.execute(_due(now, claim_s).limit(limit).with_for_update(of=Delivery, skip_locked=True)).all()
-    for row, channel, number in rows:
+    for row, channel, number, name in rows:
         of_channel = taken.setdefault(channel.name, [])
         if len(of_channel) >= per_channel:
             continue
@@ -131,6 +161,8 @@ def claim(session: Session, *, now: float, claim_s: float, per_channel: int, lim
                 id=row.id,
                 incident_id=row.incident_id,
                 number=number,
+                lifecycle_id=row.lifecycle_id,
+                name=name or "",
                 seq=row.seq,
                 channel=channel.name,
                 kind=channel.kind,

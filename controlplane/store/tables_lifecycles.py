@@ -25,7 +25,8 @@ from controlplane.store.base import (
 
 
 class LifecycleState(Row):
-    """What is wanted of a lifecycle and where it stands. `source` is its text as it was given."""
+    """What is wanted of a lifecycle and where it stands. `source` is its text as it was given; `seq` counts what was
+    told of it."""
 
     __tablename__ = "lifecycle_states"
     __table_args__ = (
@@ -42,11 +43,13 @@ class LifecycleState(Row):
     parent_id: Mapped[str | None] = mapped_column(points_to("lifecycles.id"))
     created_s: Mapped[float]
     ended_s: Mapped[float | None]
+    seq: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class LifecycleStage(Row):
     """One stage of a lifecycle. `init_*`: the checkpoint that it starts from; `candidate_*`: the one that it made, or
-    looked at; `gpu_h_before`: GPU-hours that no longer count since a person let it go on."""
+    looked at; `gpu_h_before`: GPU-hours that no longer count since a person let it go on; `unread`: which run's disk
+    cannot be read, since when and why, while the stage waits for that."""
 
     __tablename__ = "lifecycle_stages"
     __table_args__ = (one_of("state", STAGE_STATES), one_of("hold", STAGE_HOLDS))
@@ -69,13 +72,15 @@ class LifecycleStage(Row):
     verdict: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     wish: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     inherited: Mapped[bool] = mapped_column(default=False)
+    unread: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     began_s: Mapped[float | None]
     ended_s: Mapped[float | None]
 
 
 class StageRun(Row):
     """What a run is for: the how-manieth of a stage's role, on which checkpoint; `continues_id` is the failed run from
-    whose checkpoint it goes on, `result` what it found out (jobs.results), read when it had succeeded."""
+    whose checkpoint it goes on, `result` what it found out (jobs.results), read when it had succeeded; the GPU-hours
+    of a run that has ended are kept here once nothing of it can come any more."""
 
     __tablename__ = "stage_runs"
     __table_args__ = (
@@ -94,6 +99,9 @@ class StageRun(Row):
     init_hash: Mapped[str] = mapped_column(default="")
     continues_id: Mapped[str | None] = mapped_column(points_to("runs.id"))
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    used_gpu_h: Mapped[float | None]
+    productive_gpu_h: Mapped[float | None]
+    queued_gpu_h: Mapped[float | None]
 
 
 class Approval(Row):

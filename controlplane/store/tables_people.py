@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Index, Integer, UniqueConstraint
+from sqlalchemy import JSON, CheckConstraint, Index, Integer, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from controlplane.store.base import (
@@ -55,16 +55,21 @@ class Incident(Row):
 
 
 class Delivery(Row):
-    """A message to be told to a channel, written in the transaction of the transition that it tells."""
+    """A message to be told to a channel, written in the transaction of the transition that it tells.
+
+    It is of an incident or of a lifecycle; `seq` counts the tellings of that one."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
         one_of("state", DELIVERY_STATES),
+        CheckConstraint("(incident_id IS NULL) <> (lifecycle_id IS NULL)", name="about"),
         UniqueConstraint("incident_id", "seq", "channel"),
+        UniqueConstraint("lifecycle_id", "seq", "channel"),
         Index("ix_deliveries_due", "state", "due_s"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
-    incident_id: Mapped[str] = mapped_column(points_to("incidents.id"))
+    incident_id: Mapped[str | None] = mapped_column(points_to("incidents.id"))
+    lifecycle_id: Mapped[str | None] = mapped_column(points_to("lifecycle_states.lifecycle_id"))
     seq: Mapped[int] = mapped_column(Integer)
     channel: Mapped[str]
     state: Mapped[str] = mapped_column(default="ready")
