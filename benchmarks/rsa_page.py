@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
-Line = dict[str, Any]
+from benchmarks.rsa_figures import ARMS, STAGES, WORTH_IT, Line
+
+LAST = STAGES[-1]
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "rsa.md"
 
 _METHOD = """\
@@ -39,11 +41,20 @@ _EXPERIMENT = """
 The question of the ZAYA1 report at toy size, by `make bench NAME=rsa ARGS=--page`, which writes this page: **every
 figure below is of that one run**. For each of {seeds} seeds a model of {parameters:,} parameters is trained from
 scratch for {before} steps of {rows} tokens on {examples} solved problems of each of `{environments}`, and
-stopped while it still errs (*before*). From its weights two models go on for {after} steps on the same new problems.
-*With*: {share:.0%} of the examples show {c} candidates that the first model sampled, right or wrong. *Without*: none
-does. Then all answer {problems} held-out problems, N = {n}, C = {c}, T = {t}, β = {beta}, τ = {tau}. The interval is
-Student's of the mean over the seeds (95 %), the two models of a seed being a pair; with so few seeds it rests on their
-differences being roughly normal. An interval that holds zero is *no effect*.
+stopped while it still errs (*before*). From its weights two models go on, *with* and *without* aggregation prompts:
+
+| | with | without |
+| --- | --- | --- |
+| SFT, {after} steps on the same new problems | {share:.0%} of the examples show {c} candidates that the first model \
+sampled, right or wrong | none does |
+| RL after it, {rl_steps} steps ({rl_rate}, frozen routers, routes replayed) | {asked} questions a step, {samples} \
+completions each, {share:.0%} of the questions with {c} candidates of the model's own | {asked_plain} questions a \
+step, {samples} completions each, no candidates |
+
+The candidates of RL are generated too, so the model without them gets more questions: both generate about as many
+tokens in training ({tokens}). After SFT and after RL each answers {problems} held-out problems,
+N = {n}, C = {c}, T = {t}, β = {beta}, τ = {tau}. The interval is Student's of the mean over the seeds (95 %), the two
+models of a seed being a pair; with so few seeds it rests on their differences being roughly normal. An interval that holds zero is *no effect*.
 """
 
 _UNMEASURED = """
@@ -55,15 +66,24 @@ _UNMEASURED = """
 _LIMITS = """
 ## What this does not say
 
-- **It is supervised training alone.** The report's models saw aggregation prompts in reinforcement learning too.
-- **A model that never saw the mark TAIL cannot read such a prompt.** Its loss under RSA says that the format is
+- **A model that never saw the mark TAIL cannot read such a prompt.** Its score under RSA says that the format is
   unknown, not that it reasons worse; the line that compares RSA with the prompts to the better plain method *without*
   them is the one that asks whether the training was worth its cost.
-- **Examples with candidates are longer**, so a model that sees them sees fewer examples in the same steps.
-- The candidates come from the model before the last steps, which errs more than the one that is asked in the end.
-- The tasks' lengths and the numbers of steps were chosen after looking at seeds 0 and 1; the seeds above are others.
+- **{count} intervals are told, each of 95 %**: of that many, {chance} would miss zero by chance if nothing had an
+  effect.
+- **What is equal is not everything.** In SFT, examples with candidates are longer, so a model that sees them sees
+  fewer examples in the same steps; in RL it is asked fewer questions for the same generated tokens.
+- In SFT the candidates come from the model before the last steps, which errs more than the one that learns.
+- The tasks' lengths and the numbers and rates of the steps were chosen after looking at seeds 0 and 1; the seeds above
+  are others.
 - Micro-tasks on short strings are no measure of reasoning, and a candidate's tail holds its whole answer here.
 """
+
+_VERDICTS = {
+    "gain": "RSA on the model with the prompts scores above the best that plain training gives for the same tokens",
+    "loss": "at this size they do not: plain training, asked plainly, scores higher for the same generated tokens",
+    "no effect": "no effect: neither is told to be better",
+}
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -71,35 +91,95 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(lines: Sequence[Line], facts: Line) -> str:
-    """The whole page; without lines it says that nothing was measured."""
-    if not lines:
-        return "\n".join([_METHOD.rstrip("\n"), _UNMEASURED])
-    models = [
+def _cell(line: Line) -> str:
+    """A figure with its interval and what it lets one say."""
+    low, high = line["interval"]
+    return f"{line['value']:+.3f} ({low:+.3f} to {high:+.3f}) {line['found']}"
+
+
+def _figures(lines: Sequence[Line], table: str, head: str, columns: Mapping[str, str]) -> str:
+    """A table of figures, one row each; `columns` has the lines' names of them and the page's."""
+    cells = {(one["row"], one["column"]): _cell(one) for one in lines if one.get("table") == table}
+    rows = dict.fromkeys(row for row, _ in cells)
+    return _table([head, *columns.values()], [[row, *(cells[row, column] for column in columns)] for row in rows])
+
+
+def _models(lines: Sequence[Line]) -> str:
+    rows = [
         (
             one["seed"],
-            one["arm"],
+            one["arm"] if one["arm"] == one["stage"] else f"{one['arm']}, {one['stage']}",
             f"{one['pass@1']:.3f}",
             f"{one['peer_value']:.3f}",
             f"{one['value']:.3f}",
             f"{one['rsa_tokens']:.0f}",
             f"{one['plain_tokens']:.0f}",
+            _rewards(one["training"]),
         )
         for one in lines
         if "arm" in one
     ]
-    effects = [
-        (one["name"], f"{one['value']:+.3f}", f"{one['interval'][0]:+.3f} to {one['interval'][1]:+.3f}", one["found"])
+    head = ["seed", "model", "pass@1", "majority", "RSA", "RSA tokens", "plain tokens", "reward in RL"]
+    return _table(head, rows)
+
+
+def _rewards(training: Line) -> str:
+    """The mean reward over the first fifth of RL's steps and over the last."""
+    return f"{training['first_reward']:.3f} → {training['reward']:.3f}" if "reward" in training else ""
+
+
+def _tokens(lines: Sequence[Line]) -> str:
+    """What RL generated, the mean over the seeds of each arm."""
+    told = []
+    for arm in ARMS:
+        each = [one["training"]["generated_tokens"] for one in lines if one.get("arm") == arm and one["stage"] == LAST]
+        told.append(f"{fmean(each):,.0f} {arm}")
+    return ", ".join(told)
+
+
+def answer(lines: Sequence[Line]) -> str:
+    """What the figures say, in a few sentences; the words follow from the intervals."""
+    figures = {(one["row"], one["column"]): one for one in lines if "table" in one}
+
+    def told(row: str, column: str = LAST) -> str:
+        return _cell(figures[row, column])
+
+    plain = fmean(
+        max(one["pass@1"], one["peer_value"])
         for one in lines
-        if "found" in one
-    ]
+        if (one.get("arm"), one.get("stage")) == ("without", LAST)
+    )
+    verdict = _VERDICTS[figures[WORTH_IT, LAST]["found"]]
+    return f"""\
+**The answer of this run.** Do the prompts pay, in SFT and RL? {WORTH_IT}: {told(WORTH_IT)}: **{verdict}**.
+That method stands at {plain:.3f}, so no more than {1 - plain:.3f} could be gained.
+
+- RSA less majority after SFT and RL: {told("RSA less maj, with the prompts")} in models with the prompts,
+  {told("RSA less maj, without the prompts")} in those without.
+- RSA less pass@1: {told("RSA less pass@1, with the prompts")} with,
+  {told("RSA less pass@1, without the prompts")} without.
+- The prompts' effect on RSA less majority: {told("effect of the prompts on RSA less maj")};
+  on majority itself: {told("effect of the prompts on maj")}.
+- What RL changes in RSA less majority of the models with the prompts: {told("RSA less maj", "with")}.
+"""
+
+
+def page(lines: Sequence[Line], facts: Line) -> str:
+    """The whole page; without lines it says that nothing was measured."""
+    if not lines:
+        return "\n".join([_METHOD.rstrip("\n"), _UNMEASURED])
+    count = sum("table" in one for one in lines)
+    changes = {arm: f"{arm} the prompts" for arm in ARMS} | {"with less without": "with less without"}
     return "\n".join(
         [
             _METHOD.rstrip("\n"),
-            _EXPERIMENT.format(**facts),
-            _table(["seed", "model", "pass@1", "majority", "RSA", "RSA tokens", "plain tokens"], models),
-            _table(["over the seeds", "mean", "95 % interval", "found"], effects).rstrip("\n"),
-            _LIMITS.rstrip("\n"),
+            _EXPERIMENT.format(**facts, tokens=_tokens(lines)),
+            answer(lines),
+            _figures(lines, "stages", "over the seeds", {stage: f"after {stage}" for stage in STAGES}),
+            "What RL changes: a model after SFT + RL less the same after SFT.\n",
+            _figures(lines, "changes", "over the seeds", changes),
+            _models(lines).rstrip("\n"),
+            _LIMITS.format(count=count, chance=f"{count * 0.05:.1f}").rstrip("\n"),
             "",
         ]
     )
