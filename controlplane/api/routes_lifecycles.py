@@ -12,7 +12,7 @@ from controlplane.api.access import Caller, Operator, Parts, Viewer
 from controlplane.api.context import Context
 from controlplane.api.deeds import Deed, Doing
 from controlplane.api.problems import Problem, chosen, not_found
-from controlplane.services import lifecycles, lifecycles_lineage, views_lifecycles
+from controlplane.services import lifecycles, lifecycles_lineage, lifecycles_rows, views_lifecycles
 from controlplane.services import runs as run_service
 from controlplane.store import lifecycles as rows
 from controlplane.store.base import LIFECYCLE_STATUSES
@@ -88,11 +88,12 @@ def _where(parts: Context) -> Callable[[JobSpec], str]:
 def list_lifecycles(
     parts: Parts, _caller: Viewer, status: str | None = None, limit: int = 50, cursor: str | None = None
 ) -> Json:
-    """Lifecycles, newest first, a page at a time: `next` is the cursor of the page after it."""
+    """Lifecycles with progress and cost, newest first, a page at a time: `next` is the cursor of the page after it."""
     limit = max(1, min(limit, 500))
     statuses = chosen("status", status, LIFECYCLE_STATUSES)
     with parts.store.read() as session:
-        page = views_lifecycles.rows(session, statuses=statuses, limit=limit, before=cursor)
+        now = parts.clock.now()
+        page = lifecycles_rows.rows(session, statuses=statuses, limit=limit, before=cursor, now=now)
     return {"lifecycles": page, "next": page[-1]["id"] if len(page) == limit else None}
 
 

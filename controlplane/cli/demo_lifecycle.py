@@ -135,6 +135,8 @@ def run(folder: Path, *, until_end: bool, backend: str = "local", stages: str = 
         showing.follow(told["id"])
         seconds = {**show.seconds, "total": round(show.elapsed(), 3)}
         outcome = report.gather(show.client, told["id"], showing.drills, showing.runs, seconds)
+        for sentence in report.learned(outcome):
+            say(sentence)
         failed = report.failures(outcome)
         for sentence in failed:
             say(f"not so: {sentence}")

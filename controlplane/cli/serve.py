@@ -30,7 +30,7 @@ from controlplane.loops import Leadership, Loop
 from controlplane.notify.address import UrlPolicy
 from controlplane.notify.webhook import Sender, WebhookSender
 from controlplane.rules import book as rule_book
-from controlplane.services import deliveries, incidents, quarantine, suspicion, tokens
+from controlplane.services import deliveries, incidents, lifecycles_cost, quarantine, suspicion, tokens
 from controlplane.services.findings import Watch
 from controlplane.services.ingest import Ingest
 from controlplane.services.lifecycles_conductor import Conductor
@@ -48,6 +48,7 @@ from controlplane.store.engine import Store
 from jobs.spec import JobSpec
 
 RULES_S, RUNS_S, DELIVERIES_S, METERS_S, COMPACT_S, PRUNE_S, CAMPAIGN_S = 0.5, 0.5, 0.5, 1.0, 10.0, 600.0, 2.0
+COSTS_S = 10.0
 ADMIN_FILE = "admin-token"
 _log = structlog.get_logger()
 
@@ -150,6 +151,8 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock, pages: Pages =
     )
     metering = Metering(store, places, backends)
     loops["meters"] = Loop("meters", METERS_S, leadership.leading(metering.read_once), clock)
+    costs = leadership.leading(lambda epoch, now: lifecycles_cost.keep_once(store, epoch, now))
+    loops["costs"] = Loop("costs", COSTS_S, costs, clock)
     context = Context(
         store=store,
         live=live,

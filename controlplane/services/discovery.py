@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from controlplane.runs.checkpoints import refuses
-from controlplane.services.foreign import Foreign, layout_of
+from controlplane.services.foreign import Foreign, layout_of, unread
 from controlplane.store import runs, watch
 from controlplane.store.engine import Store
 from jobs.contract import (
@@ -73,7 +73,7 @@ class Discovery:
         self._store, self._verifier = store, verifier or Verifier()
         self._scanned: dict[str, float] = {}
         self._verifying: set[str] = set()
-        self._failed: set[str] = set()
+        self._failed: dict[str, str] = {}
         self._foreign = Foreign()
 
     def forget(self, run_id: str) -> None:
@@ -88,6 +88,10 @@ class Discovery:
         """Whether the last look at the run's disk failed, be it only for what its last attempt saved."""
         return run_id in self._failed
 
+    def why(self, run_id: str) -> str:
+        """What could not be read at that look, and why; "" if it did not fail."""
+        return self._failed.get(run_id, "")
+
     def scan(self, run_id: str, folder: Path, now: float) -> list[dict[str, Any]]:
         """What is new or further than the store says: the values of a checkpoint row each. Once a second at most."""
         if now - self._scanned.get(run_id, 0.0) < SCAN_EVERY_S:
@@ -101,7 +105,7 @@ class Discovery:
         epochs = {attempt.no: attempt.epoch for attempt in attempts}
         offsets = {attempt.no: clocks.get(attempt.nodes[0], 0.0) for attempt in attempts if attempt.nodes}
         settled = _SETTLED if again else (*_SETTLED, "complete")
-        self._failed.discard(run_id)
+        self._failed.pop(run_id, None)
         layout = layout_of(attempts)
         if layout is not None:
             self._verifying.discard(run_id)
@@ -109,7 +113,7 @@ class Discovery:
             if look.waits:
                 self._verifying.add(run_id)
             if look.failed:
-                self._failed.add(run_id)
+                self._failed[run_id] = look.failed
             return look.rows
         newest = folder / f"attempt-{attempts[-1].no:04d}" if attempts else None
         try:
@@ -118,7 +122,7 @@ class Discovery:
             directories = list_checkpoints(folder)
         except OSError as error:
             _log.warning("a run's checkpoints cannot be looked at", run=run_id, error=str(error))
-            self._failed.add(run_id)
+            self._failed[run_id] = unread(error, newest or folder)
             return []
         self._verifying.discard(run_id)
         found = [
@@ -136,7 +140,7 @@ class Discovery:
             manifest, digest = read_manifest(directory), checkpoint_hash(directory)
         except ContractError as error:
             if last and isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                self._failed.add(run_id)
+                self._failed[run_id] = unread(error.__cause__, directory)
             return None if "never completed" in str(error) else _unreadable(directory, str(error))
         size = sum(file.bytes for file in manifest.files)
         offset = offsets.get(manifest.attempt_no, 0.0)
@@ -150,7 +154,7 @@ class Discovery:
             self._verifying.add(run_id)
             return None
         if last and "cannot be read" in verdict.reason:
-            self._failed.add(run_id)
+            self._failed[run_id] = f"{directory}: {verdict.reason}"[:REASON_CHARS]
         state = "validated" if verdict.ok else "complete"
         return {**_row(directory, manifest, size, offset, state, verdict.reason), "hash": digest}
 

@@ -35,11 +35,16 @@ _log = structlog.get_logger()
 
 @dataclass
 class ForeignLook:
-    """What one look at a run's disk brought: rows, whether a checkpoint may become usable soon, or it failed."""
+    """What one look at a run's disk brought: rows, whether a checkpoint may become usable soon, why it failed."""
 
     rows: list[Row] = field(default_factory=list)
     waits: bool = False
-    failed: bool = False
+    failed: str = ""
+
+
+def unread(error: OSError, place: Path) -> str:
+    """Which file could not be read, and why: /runs/x/attempt-0001: Stale file handle."""
+    return as_text(f"{error.filename or place}: {error.strerror or error}")[:REASON_CHARS]
 
 
 def layout_of(attempts: Sequence[Attempt]) -> Layout | None:
@@ -136,7 +141,7 @@ class Foreign:
                         look.rows.append(_row(made, found, no, epochs[no], offsets.get(no, 0.0)))
             except OSError as error:
                 _log.warning("an attempt's checkpoints cannot be looked at", folder=str(home), error=str(error))
-                look.failed = True
+                look.failed = unread(error, home)
                 there |= {path for path in known if Path(path).is_relative_to(home)}  # not seen is not gone
         look.rows += [_gone(path) for path, state in known.items() if state == "validated" and path not in there]
         look.rows = [row for row in look.rows if known.get(row["path"]) != row["state"]]

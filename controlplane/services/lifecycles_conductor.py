@@ -15,7 +15,8 @@ import structlog
 from controlplane.runs.lifecycle import decide
 from controlplane.runs.lifecycle_view import Keep, PlanMove, PlanView, Rest
 from controlplane.runs.view import Taint, Tainted
-from controlplane.services import lifecycles_look, lifecycles_moves, outcomes
+from controlplane.services import lifecycles_look, lifecycles_moves, lifecycles_unread, outcomes
+from controlplane.services.foreign import unread
 from controlplane.services.lifecycles_messages import Pages, no_pages
 from controlplane.services.plans import Places
 from controlplane.store import leases, lifecycles, runs
@@ -42,6 +43,10 @@ class Minder(Protocol):
         """Takes in what the run saved last; False while a checkpoint is still being verified."""
         ...
 
+    def unreadable(self, run_id: str) -> str:
+        """What of the run's disk that look could not read, and why; "" if there was nothing."""
+        ...
+
 
 class Conductor:
     """Moves every lifecycle one step closer to what is wanted. `where` names the backend on which a job runs; `pages`
@@ -58,7 +63,8 @@ class Conductor:
         self._store, self._places, self._minder, self._where, self._pages = store, places, minder, where, pages
         self._plans: dict[str, Lifecycle] = {}
         self._settled: set[str] = set()
-        self._unread: set[str] = set()
+        self._unread: dict[str, str] = {}
+        """of this round: runs whose disk does not say all yet, and what cannot be read there, "" for nothing"""
         self._still: set[str] = set()
         self._seen: dict[str, tuple[Sign, float]] = {}
         """under which sign a lifecycle was looked at last and found to wait for news, and when"""
@@ -107,6 +113,7 @@ class Conductor:
         for _ in range(MOVES_A_ROUND):
             move = self.step(lifecycle_id, lease_epoch, now)
             if isinstance(move, Rest):
+                self._note_unread(lifecycle_id, lease_epoch, now)
                 break
             if not (isinstance(move, Keep) and move.run_id in self._unread):
                 done.append(f"{lifecycle_id}: {type(move).__name__}")
@@ -126,8 +133,8 @@ class Conductor:
                 self._still.add(lifecycle_id)
             return move
         if isinstance(move, Keep):
-            if not self._keep(move.run_id, lease_epoch, now):
-                self._unread.add(move.run_id)  # the other stages do not wait for it
+            if not self._keep(move.run_id, lease_epoch, now):  # the other stages do not wait for it
+                self._unread.setdefault(move.run_id, self._minder.unreadable(move.run_id))
             return move
         with self._store.write() as session:
             leases.guard(session, LEASE, lease_epoch)
@@ -155,7 +162,11 @@ class Conductor:
             attempts = runs.attempts(session, run_id)
         if work is None or work.result is not None or not attempts:
             return True
-        result = self._result(run_id, attempts[-1].no)
+        try:
+            result = self._result(run_id, attempts[-1].no)
+        except OSError as error:
+            self._unread[run_id] = unread(error, self._places.attempt(run_id, attempts[-1].no))
+            return False
         with self._store.write() as session:
             leases.guard(session, LEASE, lease_epoch)
             row = lifecycles.work_of(session, run_id)
@@ -164,14 +175,34 @@ class Conductor:
         return True
 
     def _result(self, run_id: str, attempt_no: int) -> dict[str, Any]:
-        """What the attempt that succeeded wrote; of one that wrote nothing, or no result, the reason."""
+        """What the attempt that succeeded wrote; of one that wrote nothing, or no result, the reason.
+
+        OSError if the disk does not say: that is no result of any kind.
+        """
         try:
             found = read_result(self._places.attempt(run_id, attempt_no))
         except ContractError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, IsADirectoryError):
+                raise error.__cause__ from error
             return {"metrics": {}, "checkpoint_hash": "", "details": {}, "missing": str(error)[:500]}
         if found is None:
             return {"metrics": {}, "checkpoint_hash": "", "details": {}, "missing": f"run {run_id} left no result"}
         return _plain(found)
+
+    def _note_unread(self, lifecycle_id: str, lease_epoch: int, now: float) -> None:
+        """Which stages wait for a disk, and which do so no more, once the round has asked all of them."""
+        blind = {run_id: why for run_id, why in self._unread.items() if why}
+        with self._store.read() as session:
+            found = lifecycles.get(session, lifecycle_id)
+            if found is None or not (blind or any(one.unread for one in found.stages)):
+                return
+            if not lifecycles_unread.news(session, found, blind, now):
+                return
+        with self._store.write() as session:
+            leases.guard(session, LEASE, lease_epoch)
+            current = lifecycles.locked(session, lifecycle_id)
+            if current is not None:
+                lifecycles_unread.note(session, current, blind, self._settled, now)
 
     # --- taint ---
 

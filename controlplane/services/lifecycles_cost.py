@@ -1,27 +1,29 @@
 """What the runs of a stage have cost, in GPU-hours, by the ledger of a run's own page (controlplane.runs.goodput).
 
 Used is what attempts held GPUs for; productive and lost are its two parts; queued is the wait before the first attempt
-and is no part of it, since nothing was held.
+and is no part of it, since nothing was held. What a run that has ended has cost is kept in the store, since its steps
+are many; so a list of lifecycles is a sum and the few runs that live.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from controlplane.runs.goodput import Span, Spent, ledger
 from controlplane.services import views_runs
-from controlplane.store import runs, steps
-from controlplane.store.engine import Session
+from controlplane.store import leases, lifecycle_costs, lifecycles, runs, steps
+from controlplane.store.engine import Session, Store
+from controlplane.store.lifecycles import OfStage
 from controlplane.store.tables import Attempt, Run
 
 HOUR_S = 3600.0
-# the last batches of a run that has ended have surely come by then: its cost is read once more and kept
+# the last batches of a run that has ended have surely come by then: its cost is kept
 SETTLED_S = 60.0
-KEPT = 512
+KEPT_AT_ONCE = 4
+LEASE = "control"
 _BETWEEN = ("restart", "decide")
-_kept: dict[str, Cost] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +77,57 @@ def _held_s(spent: Sequence[Spent], now: float) -> float:
     return book.wall_s - sum(one.seconds for one in book.lost if (one.cause, one.phase) == _BETWEEN)
 
 
-def cost(session: Session, run: Run, now: float) -> Cost:
-    """What a run has cost so far."""
-    known = _kept.get(run.uid)
-    if known is not None:
-        return known
-    attempts = runs.attempts(session, run.id)
-    spans = views_runs.phases(session, run.id, attempts)
-    spent = views_runs.spent(attempts, spans, steps.read(session, run.id), now)
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the costs of runs were made of, for others to use too: attempts by run, those of runs with kept costs left
+    out, and the costs by run."""
+
+    attempts: Mapping[str, Sequence[Attempt]]
+    costs: Mapping[str, Cost]
+
+
+def known(session: Session, works: Sequence[OfStage], now: float, *, also: Collection[str] = ()) -> Known:
+    """What runs have cost so far, in three questions for all of them. `also`: runs whose attempts are wanted too."""
+    kept = {one.run.id: _kept(one) for one in works}
+    open_ = [one.run for one in works if kept[one.run.id] is None]
+    ids = [run.id for run in open_]
+    attempts = lifecycle_costs.attempts(session, {*ids, *also})
+    events = lifecycle_costs.events_of_kind(session, ids, views_runs.PHASES)
+    records = steps.read_all(session, ids)
+    costs = {run_id: cost for run_id, cost in kept.items() if cost is not None}
+    for run in open_:
+        mine = attempts.get(run.id, [])
+        spans = views_runs.phases_of(events.get(run.id, ()), mine)
+        costs[run.id] = _cost(run, mine, views_runs.spent(mine, spans, records.get(run.id, ()), now), now)
+    return Known(attempts, costs)
+
+
+def _kept(one: OfStage) -> Cost | None:
+    work = one.work
+    if work.used_gpu_h is None:
+        return None
+    return Cost(work.used_gpu_h, work.productive_gpu_h or 0.0, work.queued_gpu_h or 0.0)
+
+
+def _cost(run: Run, attempts: Sequence[Attempt], spent: Sequence[Spent], now: float) -> Cost:
     begun = attempts[0].created_s if attempts else run.ended_s if run.ended_s is not None else now
     hours = gpus_of(run) / HOUR_S
-    productive = min(sum(one.productive_s for one in spent), _held_s(spent, now))
-    found = Cost(_held_s(spent, now) * hours, productive * hours, max(0.0, begun - run.created_s) * hours)
-    if run.ended_s is not None and run.ended_s < now - SETTLED_S:
-        while len(_kept) >= KEPT:
-            _kept.pop(next(iter(list(_kept)), ""), None)  # another thread may have taken it out
-        _kept[run.uid] = found
-    return found
+    held = _held_s(spent, now)
+    productive = min(sum(one.productive_s for one in spent), held)
+    return Cost(held * hours, productive * hours, max(0.0, begun - run.created_s) * hours)
+
+
+def keep_once(store: Store, lease_epoch: int, now: float) -> int:
+    """Keeps what runs of lifecycles have cost once they have ended for good; returns of how many. LeaseLost."""
+    with store.read() as session:
+        works = lifecycle_costs.settled(session, ended_before_s=now - SETTLED_S, limit=KEPT_AT_ONCE)
+        costs = known(session, works, now).costs if works else {}
+    if not costs:
+        return 0
+    with store.write() as session:
+        leases.guard(session, LEASE, lease_epoch)
+        for run_id, cost in costs.items():
+            work = lifecycles.work_of(session, run_id)
+            if work is not None:
+                work.used_gpu_h, work.productive_gpu_h, work.queued_gpu_h = cost.used, cost.productive, cost.queued
+    return len(costs)

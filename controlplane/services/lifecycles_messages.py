@@ -1,6 +1,6 @@
 """What a lifecycle tells the channels: a stage waits for a person, the whole has succeeded or failed.
 
-One outbox row a channel in the transaction of the state that it tells, as for incidents; `services.deliveries` sends it.
+One outbox row a channel in the transaction of the state that it tells, as for incidents; services.deliveries sends it.
 A hold is told once. Its end is not told, and what nobody has tried to send by then is withdrawn: nobody is to be called
 to a decision that was made. A cancellation is a person's own doing and is not told either.
 """

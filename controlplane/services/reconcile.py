@@ -180,6 +180,10 @@ class Controller:
         newest = [one for one in saved if one.attempt_no == last.no and one.state != "tainted"][-1:]
         return not any(one.state == "complete" for one in newest)
 
+    def unreadable(self, run_id: str) -> str:
+        """What of a run's disk the last look at it could not read, and why; "" if there was nothing."""
+        return self._discovery.why(run_id)
+
     def _look_around(self, now: float) -> Fleet:
         self._since = now if self._since is None else self._since
         return Fleet(self._store, self._book, now, since_s=self._since)

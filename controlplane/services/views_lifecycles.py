@@ -1,4 +1,4 @@
-"""What pages show of lifecycles: rows of the list, one lifecycle whole, what differs between two, what a plan says.
+"""What pages show of a lifecycle: one whole, what differs between two, what a plan says. The list is lifecycles_rows'.
 
 Everything is read from the store; what is not known is None, never zero.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from controlplane.runs.lifecycle_states import APPROVABLE, AT_WORK, LIFECYCLE_ENDED, STAGE_ENDED
-from controlplane.services import views_runs
-from controlplane.services.lifecycles_cost import Cost, cost
-from controlplane.store import events, lifecycles
+from controlplane.runs.lifecycle_states import APPROVABLE, AT_WORK, STAGE_ENDED
+from controlplane.services import lifecycles_cost, lifecycles_unread, views_runs
+from controlplane.services.lifecycles_cost import Cost
+from controlplane.services.lifecycles_rows import last_step, progress, row
+from controlplane.store import deliveries, events, lifecycles
 from controlplane.store.engine import Session, Store
 from controlplane.store.lifecycles import Executed, OfStage
-from controlplane.store.tables import Approval, Attempt, LifecycleStage
+from controlplane.store.tables import Approval, Attempt, Delivery, LifecycleStage
 from jobs.lifecycle import Lifecycle, Requirement, Stage, parse_lifecycle
 from jobs.spec import JobSpec, SpecError
 
@@ -23,40 +24,12 @@ TIMELINE = 200
 _MISSING = object()
 
 
-def rows(session: Session, *, statuses: Sequence[str] | None, limit: int, before: str | None) -> list[Json]:
-    """LifecycleRows, newest first. API: lifecycles."""
-    return [row(one) for one in lifecycles.listed(session, statuses, limit=limit, before=before)]
-
-
-def row(found: Executed) -> Json:
-    """One LifecycleRow. `waits_for_person`: a stage is held; `stage`: the first that is under way or waits."""
-    state = found.state
-    held = [one for one in found.stages if one.state == "held"]
-    under_way = [one for one in found.stages if one.state not in ("waiting", *STAGE_ENDED)]
-    current = next(iter([*under_way, *(one for one in found.stages if one.state == "waiting")]), None)
-    open_ = state.status not in LIFECYCLE_ENDED
-    return {
-        "id": found.id,
-        "name": state.name,
-        "status": state.status,
-        "desired": state.desired,
-        "reason": held[0].reason if held and open_ else state.reason,
-        "waits_for_person": bool(held) and open_,
-        "stage": current.name if current is not None else None,
-        "stages": [{"name": one.name, "state": one.state, "hold": one.hold or None} for one in found.stages],
-        "passed": sum(one.state == "passed" for one in found.stages),
-        "created_s": state.created_s,
-        "created_by": found.plan.created_by,
-        "ended_s": state.ended_s,
-        "parent": state.parent_id,
-    }
-
-
 def view(session: Session, found: Executed, now: float) -> Json:
     """A LifecycleView. API: lifecycles/{id}."""
     plan = parse_lifecycle(found.plan.spec)
     made = lifecycles.runs_of(session, found.id)
-    last = lifecycles.last_attempts(session, [one.run.id for one in made])
+    known = lifecycles_cost.known(session, made, now, also=[one.run.id for one in made])
+    last = {run_id: attempts[-1] for run_id, attempts in known.attempts.items()}
     words = lifecycles.approvals(session, found.id)
     aliases = lifecycles.aliases(session, found.state.name)
     hashes = [one for stage in found.stages for one in (stage.init_hash, stage.candidate_hash) if one]
@@ -65,12 +38,12 @@ def view(session: Session, found: Executed, now: float) -> Json:
     stages, whole = [], Cost()
     for stage in found.stages:
         mine = [one for one in made if one.work.stage == stage.name]
-        spent = sum((cost(session, one.run, now) for one in mine), Cost())
+        spent = sum((known.costs[one.run.id] for one in mine), Cost())
         whole += spent
-        shown = _stage(stage, plan.stage(stage.name), mine, last, tainted)
+        shown = _stage(stage, plan.stage(stage.name), mine, last, tainted, now)
         stages.append({**shown, "cost": spent.as_dict(), "budget": _budget(stage, plan.stage(stage.name), spent)})
     return {
-        **row(found),
+        **row(found, now),
         "stages": stages,
         "edges": _edges(plan),
         "cost": whole.as_dict(),
@@ -86,6 +59,7 @@ def view(session: Session, found: Executed, now: float) -> Json:
             for a in aliases
         ],
         "approvals": [_word(one) for one in words],
+        "deliveries": [_message(one) for one in deliveries.of_lifecycle(session, found.id)],
         "timeline": timeline(session, found.id),
         "yaml": found.state.source,
         "spec": found.plan.spec,
@@ -116,6 +90,20 @@ def _word(one: Approval) -> Json:
     }
 
 
+def _message(one: Delivery) -> Json:
+    """What a channel was told, or is to be told."""
+    return {
+        "channel": one.channel,
+        "seq": one.seq,
+        "type": one.body["type"],
+        "stage": one.body["data"]["stage"],
+        "state": one.state,
+        "told_s": one.told_s,
+        "tries": one.tries,
+        "last_error": one.last_error or None,
+    }
+
+
 def timeline(session: Session, lifecycle_id: str, limit: int = TIMELINE) -> list[Json]:
     """What happened to a lifecycle, in order, the newest lines."""
     return [
@@ -140,6 +128,7 @@ def _stage(
     mine: Sequence[OfStage],
     last: Mapping[str, Attempt],
     tainted: frozenset[str],
+    now: float,
 ) -> Json:
     return {
         "name": row_.name,
@@ -149,6 +138,7 @@ def _stage(
         "state": row_.state,
         "hold": row_.hold or None,
         "reason": row_.reason,
+        "unread": lifecycles_unread.shown(row_, now),
         "state_since_s": row_.state_since_s,
         "began_s": row_.began_s,
         "ended_s": row_.ended_s,
@@ -216,7 +206,7 @@ def _run(one: OfStage, attempt: Attempt | None) -> Json:
         "round": work.round,
         "status": run.status,
         "reason": run.reason,
-        "step": _step(attempt),
+        "step": last_step(attempt),
         "steps": int(run.spec["spec"]["train"]["steps"]),
         "attempt": attempt.no if attempt is not None else 0,
         "attempt_state": attempt.state if attempt is not None else None,
@@ -228,12 +218,6 @@ def _run(one: OfStage, attempt: Attempt | None) -> Json:
         "result_hash": result.get("checkpoint_hash") or None,
         "missing": (result.get("missing") or None) if work.role in ("evaluate", "release") else None,
     }
-
-
-def _step(attempt: Attempt | None) -> int | None:
-    if attempt is None:
-        return None
-    return attempt.last_step if attempt.last_step is not None else attempt.resume_step
 
 
 def _progress(row_: LifecycleStage, plan: Stage, mine: Sequence[OfStage], last: Mapping[str, Attempt]) -> Json | None:
@@ -249,17 +233,7 @@ def _progress(row_: LifecycleStage, plan: Stage, mine: Sequence[OfStage], last: 
             "steps": plan.job.train.steps,
             "share": None,
         }
-    attempt = last.get(current.run.id)
-    step, steps = _step(attempt), int(current.run.spec["spec"]["train"]["steps"])
-    done = current.run.status == "succeeded"
-    return {
-        "run": current.run.id,
-        "role": current.work.role,
-        "item": current.work.item or None,
-        "step": step,
-        "steps": steps,
-        "share": 1.0 if done else min(1.0, step / steps) if step is not None else None,
-    }
+    return progress(current, last.get(current.run.id))
 
 
 def _budget(row_: LifecycleStage, plan: Stage, spent: Cost) -> Json:

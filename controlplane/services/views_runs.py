@@ -22,7 +22,7 @@ from jobs.spec import load_template, parse_job, templates
 
 Json = dict[str, Any]
 RECENT = 32
-_PHASES = tuple(
+PHASES = tuple(
     f"attempt_{state}"
     for state in ("planned", "pending", "starting", "init", "training", "suspect", "draining", "stopping", *ENDED)
 )
@@ -215,8 +215,13 @@ def proposal(found: Sequence[Decision], attempts: Sequence[Attempt]) -> Decision
 
 def phases(session: Session, run_id: str, attempts: Sequence[Attempt]) -> dict[int, list[Json]]:
     """Each attempt's states over time, from its events; the open one has no end."""
+    return phases_of(runs.events_of_kind(session, run_id, PHASES), attempts)
+
+
+def phases_of(events: Sequence[Any], attempts: Sequence[Attempt]) -> dict[int, list[Json]]:
+    """The same of the events of kinds PHASES, in order; each has attempt_no, kind and at_s."""
     found: dict[int, list[Json]] = {attempt.no: [] for attempt in attempts}
-    for event in runs.events_of_kind(session, run_id, _PHASES):
+    for event in events:
         spans = found.get(event.attempt_no or 0)
         if spans is None:
             continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -86,6 +87,19 @@ def read(session: Session, run_id: str, *, first: int = 0, last: int = 2**62) ->
         .where(StepChunk.run_id == run_id, StepChunk.last_step >= first, StepChunk.first_step <= last)
         .order_by(StepChunk.attempt_no, StepChunk.id)
     ).all()
+    return _of_attempts(rows, first, last)
+
+
+def read_all(session: Session, run_ids: Collection[str]) -> dict[str, list[StepRecords]]:
+    """The records of each attempt of each of these runs, as `read` gives them, in one question."""
+    rows: dict[str, list[Any]] = defaultdict(list)
+    query = select(StepChunk.run_id, StepChunk.attempt_no, StepChunk.blob).where(StepChunk.run_id.in_(run_ids))
+    for row in session.execute(query.order_by(StepChunk.attempt_no, StepChunk.id)):
+        rows[row.run_id].append(row)
+    return {run_id: _of_attempts(mine, 0, 2**62) for run_id, mine in rows.items()}
+
+
+def _of_attempts(rows: Iterable[Any], first: int, last: int) -> list[StepRecords]:
     found = []
     for attempt_no, group in groupby(rows, key=lambda row: row.attempt_no):
         columns = _joined([row.blob for row in group])

@@ -1,4 +1,4 @@
-"""Lifecycles are told to channels as incidents are; a stage whose disk cannot be read says so; the cost of ended runs."""
+"""Lifecycles are told to channels as incidents are; a stage says for which disk it waits; costs of ended runs stay."""
 
 from __future__ import annotations
 

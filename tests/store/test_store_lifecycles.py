@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from controlplane.services import lifecycles_lineage, views_lifecycles
+from controlplane.services import lifecycles_lineage, lifecycles_rows
 from controlplane.store import lifecycles, runs
 from controlplane.store.engine import Store, StoreConflict
 from controlplane.store.tables import StageRun
@@ -65,7 +65,7 @@ def test_a_list_asks_as_often_for_many_lifecycles_as_for_one(walk: Conducting) -
         with walk.store.read() as session:
             bind = session.get_bind()
             event.listen(bind, "before_cursor_execute", count := lambda *given: asked.append(given[2]))
-            rows = views_lifecycles.rows(session, statuses=None, limit=limit, before=None)
+            rows = lifecycles_rows.rows(session, statuses=None, limit=limit, before=None, now=walk.clock.now())
             event.remove(bind, "before_cursor_execute", count)
         counts.append(len(asked))
         asked.clear()
