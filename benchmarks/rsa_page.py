@@ -54,7 +54,8 @@ step, {samples} completions each, no candidates |
 The candidates of RL are generated too, so the model without them gets more questions: both generate about as many
 tokens in training ({tokens}). After SFT and after RL each answers {problems} held-out problems,
 N = {n}, C = {c}, T = {t}, β = {beta}, τ = {tau}. The interval is Student's of the mean over the seeds (95 %), the two
-models of a seed being a pair; with so few seeds it rests on their differences being roughly normal. An interval that holds zero is *no effect*.
+models of a seed being a pair; with so few seeds it rests on their differences being roughly normal. An interval that
+holds zero is *no effect*.
 """
 
 _UNMEASURED = """
