@@ -19,11 +19,8 @@ def imbalance(window: ExpertWindow, rule: Rule) -> Judgement:
     last = window.last(rule, int(at["window_steps"]))
     if last is None:
         return unknown(window, rule)
-    lasting, effective, falling = last.lasting.cv, last.lasting.effective, last.falling(rule)
-    uneven = ((last.floors > at["cv_floor"]) & (lasting > at["cv"])) | (effective < at["effective"])
-    collapsed = (last.floors > at["worse_cv_floor"]) & (lasting > at["worse_cv"])
-    collapsed |= effective < at["worse_effective"]
-    uneven, collapsed = uneven & ~falling, collapsed & ~falling
+    uneven, collapsed = uneven_layers(last, rule)
+    lasting, effective = last.lasting.cv, last.lasting.effective
     layers = collapsed if collapsed.any() else uneven
     if not layers.any():
         return Judgement()
@@ -38,15 +35,24 @@ def imbalance(window: ExpertWindow, rule: Rule) -> Judgement:
     return finding(last, rule, layers, layer, value, threshold, words, is_worse=bool(collapsed.any()))
 
 
+def uneven_layers(last: ExpertWindow, rule: Rule) -> tuple[statistics.Bools, statistics.Bools]:
+    """[L] which layers of a whole window the imbalance rule names, and which of them at its worse level."""
+    at = rule.thresholds
+    lasting, effective, falling = last.lasting.cv, last.lasting.effective, last.falling(rule)
+    uneven = ((last.floors > at["cv_floor"]) & (lasting > at["cv"])) | (effective < at["effective"])
+    collapsed = (last.floors > at["worse_cv_floor"]) & (lasting > at["worse_cv"])
+    collapsed |= effective < at["worse_effective"]
+    return uneven & ~falling, collapsed & ~falling
+
+
 def oscillation(window: ExpertWindow, rule: Rule) -> Judgement:
     """Layers whose loads swing back and forth: a bias controller with too much gain overshoots each step."""
     at = rule.thresholds
     last = window.last(rule, int(at["window_steps"]))
     if last is None:
         return unknown(window, rule)
-    lag1 = statistics.lag1_autocorrelation(last.found.share)
-    wild = lag1 <= at["worse_lag1"]
-    swings = ((lag1 <= at["lag1"]) & (last.floors > at["cv_floor"])) | wild
+    lag1 = last.lag1
+    swings, wild = swinging_layers(last, rule)
     if not swings.any():
         return Judgement()
     layer = worst(swings, -lag1)
@@ -56,6 +62,13 @@ def oscillation(window: ExpertWindow, rule: Rule) -> Judgement:
     return finding(last, rule, swings, layer, float(lag1[layer]), threshold, words, is_worse=bool(wild.any()))
 
 
+def swinging_layers(last: ExpertWindow, rule: Rule) -> tuple[statistics.Bools, statistics.Bools]:
+    """[L] which layers of a whole window the oscillation rule names, and which of them at its worse level."""
+    at = rule.thresholds
+    wild = np.asarray(last.lag1 <= at["worse_lag1"])
+    return ((last.lag1 <= at["lag1"]) & (last.floors > at["cv_floor"])) | wild, wild
+
+
 def dead(window: ExpertWindow, rule: Rule) -> Judgement:
     """Experts without a token. One that its controller is bringing back, its bias rising among its layer's, is given
     `patience_steps`."""
@@ -63,8 +76,7 @@ def dead(window: ExpertWindow, rule: Rule) -> Judgement:
     last = window.last(rule, steps)
     if last is None:
         return unknown(window, rule)
-    found = statistics.dead_experts(last.counts, last.experts, steps, window.design_effect)
-    found &= ~_coming_back(window, int(rule.thresholds["patience_steps"]))
+    found = lifeless(window, last, rule)
     count = found.sum(axis=-1)
     if not found.any():
         return Judgement()
@@ -77,6 +89,13 @@ def dead(window: ExpertWindow, rule: Rule) -> Judgement:
         "of": last.experts,
     }
     return finding(last, rule, count > 0, layer, float(total), 0.0, words)
+
+
+def lifeless(window: ExpertWindow, last: ExpertWindow, rule: Rule) -> statistics.Bools:
+    """[L, E] which experts the rule for dead ones names; `last` are the rule's own last steps of the window."""
+    at = rule.thresholds
+    found = statistics.dead_experts(last.counts, last.experts, int(at["steps"]), window.design_effect)
+    return found & ~_coming_back(window, int(at["patience_steps"])) if found.any() else found
 
 
 def _coming_back(window: ExpertWindow, patience: int) -> statistics.Bools:
@@ -95,7 +114,7 @@ def skipping(window: ExpertWindow, rule: Rule) -> Judgement:
     last = window.last(rule, int(at["window_steps"]))
     if last is None:
         return unknown(window, rule)
-    share = last.found.skip_share.mean(axis=0)
+    share = last.skip_share
     layers = np.asarray(share > at["share"])
     if not layers.any():
         return Judgement()

@@ -110,6 +110,16 @@ class ExpertWindow:
         return np.asarray(self.found.cv_floor.mean(axis=0) / np.sqrt(self.design_effect), dtype=np.float64)
 
     @cached_property
+    def lag1(self) -> statistics.Floats:
+        """[L] lag-1 autocorrelation of the loads over the window"""
+        return statistics.lag1_autocorrelation(self.found.share)
+
+    @cached_property
+    def skip_share(self) -> statistics.Floats:
+        """[L] mean share of the tokens that take a skip slot"""
+        return np.asarray(self.found.skip_share.mean(axis=0), dtype=np.float64)
+
+    @cached_property
     def lasting(self) -> statistics.LayerStatistics:
         """The statistics of the window's counts together, [L]: what does not average out over its steps. A group of
         like tokens that a controller passes from expert to expert makes every step uneven and none of this."""
