@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
@@ -70,6 +71,7 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 _OnceLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+@lru_cache(maxsize=32)  # the files that ship are asked at each submission; a long one takes a tenth of a second
 def kind_of(text: str) -> str:
     """The kind that a YAML text says it is of; "" where it says none."""
     found = read_yaml(text)
