@@ -28,9 +28,26 @@ _COLUMNS: list[Column] = [
     ("status", lambda row: row["status"]),
     ("stage", lambda row: row["stage"]),
     ("passed", lambda row: f"{row['passed']}/{len(row['stages'])}"),
-    ("waits for", lambda row: "a person" if row["waits_for_person"] else None),
+    ("step", lambda row: _far(row["progress"])),
+    ("productive", lambda row: f"{row['cost']['productive_gpu_h']:.2f}"),
+    ("lost", lambda row: f"{row['cost']['lost_gpu_h']:.2f}"),
+    ("queued", lambda row: f"{row['cost']['queued_gpu_h']:.2f}"),
+    ("waits for", lambda row: _waits_for(row)),
 ]
 _WIDE: list[Column] = [("by", lambda row: row["created_by"]), ("reason", lambda row: row["reason"])]
+
+
+def _far(progress: Json | None) -> str | None:
+    """640/1000, of the run under way."""
+    if progress is None or progress["step"] is None:
+        return None
+    return f"{progress['step']}/{progress['steps']}"
+
+
+def _waits_for(row: Json) -> str | None:
+    if row["waits_for_person"]:
+        return "a person"
+    return "a disk" if row["waits_for_disk"] else None
 
 
 def _text(client: Client, named: str) -> str:
@@ -94,7 +111,7 @@ def _differences(against: Json | None, changes: list[Json]) -> list[str]:
 def ls(
     status: Annotated[str | None, typer.Option(help="only these, comma separated")] = None, output: Output = Form.table
 ) -> None:
-    """List lifecycles, newest first."""
+    """List lifecycles, newest first: how far the stage under way is, and GPU-hours: productive, lost, queued."""
     show(connect().get("lifecycles", status=status)["lifecycles"], _COLUMNS, output, name="id", wide=_WIDE)
 
 
@@ -112,6 +129,12 @@ def _whole(found: Json) -> str:
     for alias in found["aliases"]:
         tainted = ", which is tainted" if alias.get("tainted") else ""
         lines.append(f"  alias {alias['alias']} → {alias['checkpoint_hash'][:SHORT]}{tainted}")
+    for told in found["deliveries"]:
+        if told["state"] != "told":
+            of = f"stage {told['stage']}" if told["stage"] else "its end"
+            error = f": {told['last_error']}" if told["last_error"] else ""
+            state = "never told, given up" if told["state"] == "dead" else "not told yet"
+            lines.append(f"  channel {told['channel']} was {state} of {of}{error}")
     cost = found["cost"]
     spent = f"{cost['productive_gpu_h']:.2f} productive, {cost['lost_gpu_h']:.2f} lost"
     lines.append(f"  GPU-hours: {spent}, {cost['queued_gpu_h']:.2f} queued")
@@ -126,6 +149,8 @@ def _stage(stage: Json) -> list[str]:
     lines = [f"  {stage['name']:16}  {state}{step}{kept}"]
     if stage["state"] == "held":
         lines.append(f"    {stage['reason']}")
+    if stage["unread"] is not None:
+        lines.append(f"    {stage['unread']['sentence']}")
     for asked in (stage["gate"] or {}).get("requirements", ()):
         mark = {True: "●", False: "×", None: "·"}[asked["ok"]]
         lines.append(f"    {mark} {asked['sentence'] or asked['requirement']}")

@@ -48,7 +48,8 @@ def current(found: Executed) -> LifecycleStage | None:
 
 
 def row(found: Executed, now: float) -> Json:
-    """One LifecycleRow. `waits_for_person`: a stage is held; `stage`: the first that is under way or waits."""
+    """One LifecycleRow. `waits_for_person`: a stage is held; `waits_for_disk`: what a run of it left cannot be read;
+    `stage`: the first that is under way or waits."""
     state, stage = found.state, current(found)
     held = [one for one in found.stages if one.state == "held"]
     open_ = state.status not in LIFECYCLE_ENDED
@@ -63,6 +64,7 @@ def row(found: Executed, now: float) -> Json:
         "desired": state.desired,
         "reason": reason,
         "waits_for_person": bool(held) and open_,
+        "waits_for_disk": unread is not None and open_,
         "stage": stage.name if stage is not None else None,
         "stages": [{"name": one.name, "state": one.state, "hold": one.hold or None} for one in found.stages],
         "passed": sum(one.state == "passed" for one in found.stages),

@@ -148,6 +148,8 @@ def _stage(named: str) -> None:
         lifecycle_actions.buttons(STAGE_BUTTONS, reasons, view, stage)
     if stage.get("reason") and stage.get("state") != "held":  # of a held one the page's first sentence tells
         st.html(f'<p class="tt-lead tt-small">{words.tied(theme.escape(str(stage["reason"])))}</p>')
+    if stage.get("unread"):
+        st.html(f'<p class="tt-lead tt-small">{words.tied(theme.escape(str(stage["unread"]["sentence"])))}</p>')
     st.html(lifecycle_cards.gate_block(stage))
     theme.section("Checkpoint", "what the stage starts from and what it made")
     st.html(lifecycle_cards.fact_block(view, stage))
@@ -235,6 +237,9 @@ def _below(named: str) -> None:
         )
     if shown == "What happened":
         st.html(lifecycle_cards.story(view.get("timeline") or (), data.now()))
+        if view.get("deliveries"):
+            theme.section("Messages", "who was told, and what is still on its way")
+            st.html(lifecycle_cards.message_block(view["deliveries"], data.now()))
     elif shown == "Plan":
         st.code(str(view.get("yaml") or ""), language="yaml")
     elif shown == "Changed":

@@ -10,6 +10,7 @@ from typing import Any
 
 from dashboards import markup, words
 from dashboards.views import lifecycle_words as lw
+from dashboards.views.incident_cards import delivery_rows
 from dashboards.views.job_cards import STATUS, diff_block, glyph_chip
 
 Row = Mapping[str, Any]
@@ -111,6 +112,8 @@ def fact_block(view: Row, stage: Row) -> str:
         limit = lw.gpu_hours(budget["gpu_hours"])
         used = escape(lw.gpu_hours(budget.get("used")))
         found.append(("budget", f"{used} of {limit} GPU-hours used"))
+    if stage.get("state") == "held" and (told := _told(view, name)):
+        found.append(("told", told))
     found += [(_said_of(one), _said(one)) for one in view.get("approvals") or () if one.get("stage") == name]
     rows = "".join(f"<span>{key}</span><b>{text}</b>" for key, text in found)
     return f'<div class="tt-facts tt-stage-facts">{rows}</div>'
@@ -123,6 +126,31 @@ def _prepared(stage: Row) -> str:
         f"{markup.link(item, 'job', {'run': run.get('id')})} {escape(str(run.get('status')).replace('_', ' '))}"
         for item, run in made.items()
     )
+
+
+def _told(view: Row, stage: str) -> str:
+    """Which channels know that the stage is held, and which do not yet; nothing where nobody is to be told."""
+    mine = [one for one in view.get("deliveries") or () if one.get("stage") == stage]
+    newest = max((int(one["seq"]) for one in mine), default=0)
+    parts = []
+    for one in mine:
+        if int(one["seq"]) != newest:
+            continue
+        at = words.clock(one.get("told_s")) if one.get("told_s") else ""
+        state = {"told": f"at {at}", "dead": "given up"}.get(str(one.get("state")), "not yet")
+        error = f" ({escape(str(one['last_error']))})" if one.get("last_error") else ""
+        parts.append(f"{escape(str(one.get('channel')))} {state}{error}")
+    return ", ".join(parts)
+
+
+def message_block(rows: Sequence[Row], now_s: float) -> str:
+    """Every message to a channel: of which stage, or of the end, and whether it arrived."""
+    told = [{**one, "type": " ".join(filter(None, (_of(one), str(one.get("stage") or ""))))} for one in rows]
+    return f'<div class="tt-scroll">{delivery_rows(told, now_s)}</div>'
+
+
+def _of(one: Row) -> str:
+    return str(one.get("type") or "").removeprefix("lifecycle.")
 
 
 def _said_of(one: Row) -> str:

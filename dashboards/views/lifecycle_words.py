@@ -45,6 +45,7 @@ HOLD: Mapping[str, State] = {
     "budget": ("warn", "!", "budget is used up"),
     "tainted": ("fault", "×", "made from tainted"),
 }
+UNREAD: State = ("warn", "!", "cannot read its disk")
 GATE: Mapping[str, State] = {
     "open": ("off", "", "not reached"),
     "waits": ("warn", "!", "waits for approval"),
@@ -65,6 +66,8 @@ def status_words(row: Row) -> State:
         holds = [str(one.get("hold")) for one in row.get("stages") or () if one.get("state") == "held"]
         level = HOLD.get(holds[0], ("warn", "", ""))[0] if holds else "warn"
         return level, "×" if level == "fault" else "!", "waits for a person"
+    if row.get("waits_for_disk"):
+        return "warn", "!", "cannot read a disk"
     if status == "active" and desired == "pause":
         return "off", "‖", "being paused"
     return STATUS.get(status, ("off", "○", status))
@@ -74,6 +77,8 @@ def stage_words(stage: Row) -> State:
     """(level, glyph, words) of a stage; a held one says why."""
     if stage.get("state") == "held":
         return HOLD.get(str(stage.get("hold")), ("warn", "!", "held"))
+    if stage.get("unread"):
+        return UNREAD
     return STAGE.get(str(stage.get("state")), ("off", "○", str(stage.get("state"))))
 
 
@@ -164,13 +169,17 @@ def _work_words(working: list[Row], stages: list[Row]) -> tuple[str, tuple[str, 
     needs = [str(one.get("requirement")) for one in gate.get("requirements") or ()]
     needs += ["a person's approval"] if gate.get("approval") else []
     passes = f" It passes with {' and '.join(needs)}." if needs and len(working) == 1 else ""
-    bold = tuple(f"{one.get('name')} {DOES[str(one.get('state'))]}" for one in working)
+    bold = tuple(
+        f"{one.get('name')} {'waits' if one.get('unread') else DOES[str(one.get('state'))]}" for one in working
+    )
     told = "; ".join(_does(one) for one in working)
     return f"{told}.{passes}{_after([str(one.get('name')) for one in working], stages)}", bold
 
 
 def _does(stage: Row) -> str:
-    """sft trains, step 640 of 1,000 · 64.0 %"""
+    """sft trains, step 640 of 1,000 · 64.0 %; or sft waits: cannot read …"""
+    if stage.get("unread"):
+        return re.sub(r"^It ", f"{stage.get('name')} ", str(stage["unread"]["sentence"])).rstrip(".")
     progress, state = stage.get("progress") or {}, str(stage.get("state"))
     item = progress.get("item")
     does = DOES[state] + (f" {item}" if state == "preparing" and item else "")

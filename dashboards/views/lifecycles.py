@@ -24,16 +24,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "ended": lw.ENDED,
 }
 LIMIT = 100
-COSTED = 12  # so many rows show their cost; each needs the lifecycle whole
-ENDED_TTL_S, LIVE_TTL_S = 120.0, 9.0
 HEADS = (
     ("name", ""),
     ("state", ""),
     ("stages", "tt-nowrap"),
     ("stage under way", ""),
     ("progress", "tt-nowrap"),
-    ("GPU-hours", "tt-num"),
+    ("GPU-hours productive", "tt-num"),
     ("lost", "tt-num"),
+    ("queued", "tt-num"),
     ("by", "tt-muted"),
     ("age", "tt-num tt-muted"),
 )
@@ -79,20 +78,9 @@ def _list() -> None:
     if not found:
         theme.empty(f"None of {words.plural(len(rows), 'lifecycle')} matches this filter.")
         return
-    whole = {str(row["id"]): _whole(row) for row in found[:COSTED]}
-    st.html(f'<div class="tt-scroll">{list_table(found, whole, data.now())}</div>')
+    st.html(f'<div class="tt-scroll">{list_table(found, data.now())}</div>')
     if answer.get("next"):
         st.html(f'<p class="tt-muted">The newest {LIMIT} lifecycles are shown.</p>')
-
-
-def _whole(row: Row) -> Row:
-    """A lifecycle with its costs and progress; what was read before, or nothing, while it cannot be read."""
-    path = f"lifecycles/{row['id']}"
-    try:
-        found: Row = data.get(path, ttl_s=ENDED_TTL_S if row.get("status") in lw.ENDED else LIVE_TTL_S)
-    except data.ApiError:
-        return data.last(path) or {}
-    return found
 
 
 def _none_yet() -> None:
@@ -135,12 +123,12 @@ def chosen(rows: Sequence[Row], group: str) -> list[Row]:
     return sorted(kept, key=urgency)
 
 
-def list_table(rows: Sequence[Row], whole: Mapping[str, Row], now_s: float) -> str:
+def list_table(rows: Sequence[Row], now_s: float) -> str:
     """The lifecycles as a table; each name opens its page."""
-    return markup.table(HEADS, [_row(row, whole.get(str(row["id"])) or {}, now_s) for row in rows], "tt-lifecycles")
+    return markup.table(HEADS, [_row(row, now_s) for row in rows], "tt-lifecycles")
 
 
-def _row(row: Row, whole: Row, now_s: float) -> tuple[str, ...]:
+def _row(row: Row, now_s: float) -> tuple[str, ...]:
     level, sign, text = lw.status_words(row)
     stages = row.get("stages") or ()
     current = next((one for one in stages if one.get("name") == row.get("stage")), None)
@@ -149,27 +137,24 @@ def _row(row: Row, whole: Row, now_s: float) -> tuple[str, ...]:
     if current is not None and row.get("status") not in lw.ENDED:
         at = {**where, "stage": current["name"]}
         told = f"{markup.link(current['name'], 'lifecycle', at)} {glyph_chip(*lw.stage_words(current))}"
-    cost = whole.get("cost") or {}
+    cost = row.get("cost") or {}
     created = row.get("created_s")
     return (
         markup.link(row.get("name"), "lifecycle", where, "tt-strong"),
         f'<span title="{escape(str(row.get("reason") or ""))}">{glyph_chip(level, sign, text)}</span>',
         lifecycle_track.small(stages),
         told,
-        _progress(whole, row),
-        escape(lw.gpu_hours(cost.get("used_gpu_h"))),
-        escape(lw.gpu_hours(cost.get("lost_gpu_h"))),
+        _progress(row, current),
+        *(escape(lw.gpu_hours(cost.get(f"{part}_gpu_h"))) for part in ("productive", "lost", "queued")),
         escape(str(row.get("created_by") or "")),
         words.age(now_s - float(created) if created else None),
     )
 
 
-def _progress(whole: Row, row: Row) -> str:
+def _progress(row: Row, stage: Row | None) -> str:
     """A bar and its step while a run is at work; nothing to show otherwise."""
-    none: Row = {}
-    stage = next((one for one in whole.get("stages") or () if one.get("name") == row.get("stage")), none)
-    progress = stage.get("progress") or {}
-    if stage.get("state") not in lw.AT_WORK:
+    progress = row.get("progress") or {}
+    if stage is None or stage.get("state") not in lw.AT_WORK:
         return ""
     share = min(max(float(progress.get("share") or 0.0), 0.0), 1.0)
     return f'<span class="tt-progress"><i style="width:{100 * share:.1f}%"></i></span>{escape(lw.far(progress))}'
