@@ -85,6 +85,12 @@ class ExpertWindow:
             mismatch=self.mismatch[cut] if len(self.mismatch) else self.mismatch,
         )
 
+    def knowing(self, **properties: Any) -> ExpertWindow:
+        """The same window with properties that its caller has computed already, by their names."""
+        made = replace(self)
+        vars(made).update(properties)
+        return made
+
     @cached_property
     def found(self) -> statistics.LayerStatistics:
         """The statistics of each step, [W, L]."""
@@ -100,9 +106,14 @@ class ExpertWindow:
         return statistics.pooled_design_effect(self.counts[..., : self.experts], squares, freedom, ranks, self.top_k)
 
     @cached_property
+    def cvs(self) -> statistics.Floats:
+        """[W, L] of each step"""
+        return self.found.cv
+
+    @cached_property
     def cv(self) -> statistics.Floats:
         """[L] mean over the window"""
-        return np.asarray(self.found.cv.mean(axis=0), dtype=np.float64)
+        return np.asarray(self.cvs.mean(axis=0), dtype=np.float64)
 
     @cached_property
     def floors(self) -> statistics.Floats:
@@ -131,7 +142,7 @@ class ExpertWindow:
         """[L] whether the CV is on its way down: that of the window's later half is below that of its earlier half by
         more than `falling` of it, or the window's below the one of TREND_STEPS before by more than `trend` of that."""
         half, at = len(self.steps) // 2, rule.thresholds
-        early, late = self.found.cv[:half].mean(axis=0), self.found.cv[half:].mean(axis=0)
+        early, late = self.cvs[:half].mean(axis=0), self.cvs[half:].mean(axis=0)
         down = late < early * (1 - at["falling"])
         if self.cv_before is not None:
             # a layer that rises within the window is not falling, whatever it was before
