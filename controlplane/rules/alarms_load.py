@@ -114,9 +114,13 @@ def skipping(window: ExpertWindow, rule: Rule) -> Judgement:
     last = window.last(rule, int(at["window_steps"]))
     if last is None:
         return unknown(window, rule)
-    share = last.skip_share
-    layers = np.asarray(share > at["share"])
+    share, layers = last.skip_share, skipping_layers(last, rule)
     if not layers.any():
         return Judgement()
     layer = worst(layers, share)
     return finding(last, rule, layers, layer, float(share[layer]), at["share"], {"share": f"{share[layer]:.1%}"})
+
+
+def skipping_layers(last: ExpertWindow, rule: Rule) -> statistics.Bools:
+    """[L] which layers of a whole window the skip slot's rule names."""
+    return np.asarray(last.skip_share > rule.thresholds["share"], dtype=np.bool_)

@@ -7,6 +7,7 @@ import numpy as np
 from controlplane.rules.book import Rule
 from controlplane.rules.expert_ranks import rank_loads, skew, skew_floor
 from controlplane.rules.expert_window import ExpertWindow, finding, unknown, worst
+from controlplane.rules.experts import Bools
 from controlplane.rules.findings import Judgement
 
 
@@ -20,16 +21,24 @@ def parallel_skew(window: ExpertWindow, rule: Rule) -> Judgement:
     if last is None:
         return unknown(window, rule)
     loads = rank_loads(last.counts.sum(axis=0, dtype=np.float64), last.experts, ranks)
-    uneven, calm = skew(loads), last.falling(rule)
-    calm |= uneven - 1 < at["floors"] * skew_floor(loads, last.design_effect)
-    grave, layers = (uneven > at["worse_skew"]) & ~calm, (uneven > at["skew"]) & ~calm
-    layers = np.asarray(grave if grave.any() else layers)
+    uneven = skew(loads)
+    layers, grave = skewed_layers(last, rule)
+    layers = grave if grave.any() else layers
     if not layers.any():
         return Judgement()
     layer = worst(layers, uneven)
     words = {"rank": int(loads[layer].argmax()), "ranks": ranks, "skew": f"{uneven[layer]:.2f}"}
     threshold = at["worse_skew"] if grave.any() else at["skew"]
     return finding(last, rule, layers, layer, float(uneven[layer]), threshold, words, is_worse=bool(grave.any()))
+
+
+def skewed_layers(last: ExpertWindow, rule: Rule) -> tuple[Bools, Bools]:
+    """[L] in which layers of a whole window the skew rule names a rank, and in which at its worse level."""
+    at = rule.thresholds
+    loads = rank_loads(last.counts.sum(axis=0, dtype=np.float64), last.experts, last.expert_parallel)
+    uneven, calm = skew(loads), last.falling(rule)
+    calm |= uneven - 1 < at["floors"] * skew_floor(loads, last.design_effect)
+    return (uneven > at["skew"]) & ~calm, (uneven > at["worse_skew"]) & ~calm
 
 
 def route_mismatch(window: ExpertWindow, rule: Rule) -> Judgement:
