@@ -28,20 +28,26 @@ def refuses(stage: StageView, wish: Again) -> str:
 
 def move(stage: StageView, wish: Again) -> PlanMove:
     """The run with which a held stage goes on; it waits until what ran before has ended, or can be closed."""
-    last = _held_by(stage, wish)
     open_runs = [one for one in stage.runs if not one.ended]
     closable = [one for one in open_runs if one.closable]
     if len(open_runs) > len(closable):
         return Rest()
     closes = closable[-1].id if closable else None
-    role = last.role if last is not None else stage.plan.role
-    item = last.item if last is not None else ""
     again = f"{wish.actor} has stage {stage.name} tried again"
-    if role in ("prepare", "evaluate") and role != stage.plan.role:
-        state = "preparing" if role == "prepare" else "evaluating"
-        source = stage.init if role == "prepare" else stage.candidate
-        words = f"{again}: {role} {item}".rstrip() + "."
-        return StartRun(stage.name, state, role, item, stage.round, source, words, closes=closes, asked=True)
+    item = None if wish.evaluation else _unprepared(stage)
+    if item is not None:
+        words = f"{again}: prepare {item}."
+        return StartRun(
+            *(stage.name, "preparing", "prepare", item, stage.round, stage.init, words), closes=closes, asked=True
+        )
+    last = _held_by(stage, wish)
+    role = last.role if last is not None else stage.plan.role
+    if role == "evaluate" and role != stage.plan.role:
+        return StartRun(
+            *(stage.name, "evaluating", role, "", stage.round, stage.candidate, f"{again}: evaluate."),
+            closes=closes,
+            asked=True,
+        )
     goes_on = _goes_on(stage, wish, last)
     fresh = role == "train" and goes_on is None and last is not None
     words = f"{again}, from where run {goes_on} came to" if goes_on else f"{again}, afresh"
@@ -62,12 +68,22 @@ def _goes_on(stage: StageView, wish: Again, last: Tried | None) -> str | None:
     return None if last.status == "succeeded" and stage.hold != "tainted" else last.id
 
 
+def _unprepared(stage: StageView) -> str | None:
+    """The first preparation that is not done: without it nothing else of the stage may begin."""
+    for one in stage.plan.prepare:
+        last = stage.newest("prepare", one.name)
+        if last is None or last.status != "succeeded":
+            return one.name
+    return None
+
+
 def _held_by(stage: StageView, wish: Again) -> Tried | None:
-    """The run that is to be done again."""
+    """The run of a prepared stage that is to be done again."""
     if wish.evaluation:
         return stage.newest("evaluate")
-    if stage.hold in ("failed", "budget") and not wish.fresh:
-        return stage.runs[-1] if stage.runs else None
+    last = stage.runs[-1] if stage.runs else None
+    if stage.hold in ("failed", "budget") and not wish.fresh and last is not None and last.role != "prepare":
+        return last
     return stage.newest(stage.plan.role)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.runs.lifecycle import decide
-from controlplane.runs.lifecycle_again import refuses
+from controlplane.runs.lifecycle_again import move, refuses
 from controlplane.runs.lifecycle_gates import Found, judge
 from controlplane.runs.lifecycle_states import (
     AT_WORK,
@@ -151,6 +152,14 @@ def test_no_gate_is_passed_without_its_metrics_or_a_persons_word(seen: PlanView)
         assert move.word is not None and word is not None
         assert move.candidate is not None and word.verdict == "approved"
         assert any(one.checkpoint_hash == move.candidate.hash for one in seen.stage("a").words)
+
+
+@given(stage_views("a"), st.booleans())
+def test_no_retry_trains_before_every_preparation_is_done(seen: StageView, fresh: bool) -> None:
+    again = move(replace(seen, state="held"), Again("bob", fresh=fresh))
+    text = seen.newest("prepare", "text")
+    if isinstance(again, StartRun):
+        assert (again.role == "prepare") == (text is None or text.status != "succeeded")
 
 
 def test_a_stage_begins_when_those_before_it_have_passed() -> None:

@@ -131,6 +131,25 @@ def test_a_failed_preparation_is_prepared_again(walk: Conducting) -> None:
     assert [(one.work.role, one.work.item) for one in walk.works(made)] == [("prepare", "text")] * 2 + [("train", "")]
 
 
+def test_no_retry_passes_over_a_preparation_that_is_not_done(walk: Conducting) -> None:
+    made = walk.begin(
+        {**A, "prepare": [{"name": "text", "job": JOB}, {"name": "more", "job": JOB}], "budget": {"retries": 0}},
+        faults={"restarts": 0},
+    )
+    walk.tick()
+    walk.work_all(made)
+    walk.tick()
+    walk.tick()
+    service.stop(walk.store, walk.newest(made, "a", "prepare").run.id, actor="bob", now=walk.clock.now())
+    for _ in range(4):
+        walk.tick()
+    assert "was stopped" in walk.held(made).reason
+    walk.retry(made, "a", fresh=True)
+    assert walk.walk(made) == "succeeded"
+    done = [(one.work.item or one.work.role, one.run.status) for one in walk.works(made)]
+    assert done == [("text", "succeeded"), ("more", "cancelled"), ("more", "succeeded"), ("train", "succeeded")]
+
+
 def test_a_stage_that_used_its_gpu_hours_saves_and_waits(walk: Conducting) -> None:
     made = walk.begin({**A, "budget": {"gpuHours": 4}})
     walk.tick()
