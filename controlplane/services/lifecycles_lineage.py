@@ -161,10 +161,10 @@ def _way(plan: Lifecycle, stage: str) -> Sequence[str]:
 
 
 def _line(session: Session, found: Executed, row: LifecycleStage) -> Json:
-    evaluations = _evaluations(session, row.candidate_hash)
-    metrics: Json = {}
-    for one in evaluations:
-        metrics |= one["metrics"]
+    """`metrics` are of the stage's own newest evaluation; `evaluations` are all that anyone made of its checkpoint."""
+    evaluations = lifecycles.evaluations(session, row.candidate_hash)
+    at = _ran_in(session, found, row)
+    own = next((one for one in reversed(evaluations) if (one.lifecycle_id, one.stage) == (at, row.name)), None)
     words = [one for one in lifecycles.approvals(session, found.id, row.name) if one.used_s is not None]
     source = lifecycles.checkpoint(session, row.init_hash)
     return {
@@ -179,8 +179,12 @@ def _line(session: Session, found: Executed, row: LifecycleStage) -> Json:
         "inherited": row.inherited,
         "tainted": bool(row.candidate_hash) and bool(lifecycles.tainted(session, [row.candidate_hash])),
         "parent_tainted": source is not None and source.state == "tainted",
-        "metrics": metrics,
-        "evaluations": evaluations,
+        "metrics": _metrics(own) if own is not None else {},
+        "evaluations": [
+            {"run": one.run_id, "lifecycle_id": one.lifecycle_id, "stage": one.stage, "metrics": metrics}
+            for one in evaluations
+            if (metrics := _metrics(one))
+        ],
         "approvals": [
             {
                 "verdict": one.verdict,
@@ -194,11 +198,18 @@ def _line(session: Session, found: Executed, row: LifecycleStage) -> Json:
     }
 
 
-def _evaluations(session: Session, checkpoint_hash: str) -> list[Json]:
-    """What evaluations found out about a checkpoint, oldest first; a result of another hash is none of it."""
-    found = []
-    for one in lifecycles.evaluations(session, checkpoint_hash):
-        result = one.result or {}
-        if result.get("checkpoint_hash") == checkpoint_hash and result.get("metrics"):
-            found.append({"run": one.run_id, "stage": one.stage, "metrics": result["metrics"]})
-    return found
+def _ran_in(session: Session, found: Executed, row: LifecycleStage) -> str:
+    """The lifecycle whose runs made and judged a stage's checkpoint: of an inherited one, an earlier lifecycle."""
+    while row.inherited and found.state.parent_id is not None:
+        parent = lifecycles.get(session, found.state.parent_id)
+        before = parent.stage(row.name) if parent is not None else None
+        if parent is None or before is None:
+            break
+        found, row = parent, before
+    return found.id
+
+
+def _metrics(work: StageRun) -> Json:
+    """What an evaluation found out about the checkpoint that it was given; a result of another hash is none of it."""
+    result = work.result or {}
+    return dict(result.get("metrics") or {}) if result.get("checkpoint_hash") == work.init_hash else {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from controlplane.services import lifecycles_lineage
 from controlplane.services.lifecycles import LifecycleNotFound, LifecycleRefused
 from controlplane.store import lifecycles
 from controlplane.store.tables import Checkpoint
@@ -92,6 +95,44 @@ def test_a_tainted_base_holds_the_stage_that_was_to_begin_from_it(walk: Conducti
     walk.tick()
     walk.tick()
     assert (walk.held(made).name, walk.held(made).hold) == ("d", "tainted")
+
+
+# --- what was found out of whom ---
+
+
+def lineage(walk: Conducting, made: str) -> dict[str, dict[str, Any]]:
+    """The lines of the lineage, by stage."""
+    with walk.store.read() as session:
+        found = lifecycles.get(session, made)
+        assert found is not None
+        return {one["stage"]: one for one in lifecycles_lineage.graph(session, found)["stages"]}
+
+
+def test_a_stage_is_told_with_the_figures_of_its_own_evaluation(walk: Conducting) -> None:
+    look, out = {"name": "look", "role": "evaluate"}, {"name": "out", "role": "release"}
+    made = walk.begin(CHECKED, look, out)
+    walk.metrics |= {"a": {"loss": 3.0}, "look": {"loss": 9.0, "rsa": 0.5}}
+    walk.walk(made)
+    walk.metrics["a"] = {"loss": 2.0}
+    walk.retry(made, "a", evaluation=True)
+    assert walk.walk(made) == "succeeded"
+    rows = lineage(walk, made)
+    assert {name: row["metrics"] for name, row in rows.items()} == {
+        "a": {"loss": 2.0},
+        "look": {"loss": 9.0, "rsa": 0.5},
+        "out": {},
+    }
+    walk.metrics["look"] = {"loss": 7.0}
+    other = walk.clone(made, "look")
+    assert walk.walk(other) == "succeeded"
+    third = walk.clone(other, "out")
+    for clone in (other, third):
+        figures = {name: row["metrics"] for name, row in lineage(walk, clone).items()}
+        assert figures == {"a": {"loss": 2.0}, "look": {"loss": 7.0}, "out": {}}
+    told = [
+        (one["lifecycle_id"], one["stage"], one["metrics"]["loss"]) for one in lineage(walk, third)["a"]["evaluations"]
+    ]
+    assert told == [(made, "a", 3.0), (made, "a", 2.0), (made, "look", 9.0), (other, "look", 7.0)]
 
 
 # --- clones, aliases ---
