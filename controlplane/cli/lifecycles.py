@@ -133,8 +133,8 @@ def _whole(found: Json) -> str:
         if told["state"] != "told":
             of = f"stage {told['stage']}" if told["stage"] else "its end"
             error = f": {told['last_error']}" if told["last_error"] else ""
-            state = "never told, given up" if told["state"] == "dead" else "not told yet"
-            lines.append(f"  channel {told['channel']} was {state} of {of}{error}")
+            state = "given up" if told["state"] == "dead" else "not told yet"
+            lines.append(f"  channel {told['channel']}, {of}: {state}{error}")
     cost = found["cost"]
     spent = f"{cost['productive_gpu_h']:.2f} productive, {cost['lost_gpu_h']:.2f} lost"
     lines.append(f"  GPU-hours: {spent}, {cost['queued_gpu_h']:.2f} queued")

@@ -85,6 +85,8 @@ def made(command: Command, tmp_path: Path) -> str:
 def test_a_lifecycle_is_submitted_listed_and_shown(command: Command, made: str) -> None:
     listed = command.run("ls").stdout
     assert made in listed and "0/2" in listed
+    heads, row = (line.lower() for line in listed.splitlines()[:2])
+    assert "step  " in heads and "productive  lost  queued" in heads and "0.00        0.00  0.00" in row
     assert command.run("ls", "-o", "name").stdout.split() == [made]
     shown = command.run("show", "walk").stdout
     assert shown.startswith(f"{made}  walk  active") and "· loss < 2.6" in shown
@@ -147,6 +149,12 @@ def test_what_is_printed_of_a_whole_lifecycle(sqlite_store: Store, tmp_path: Pat
         f"    Stage b waits for a person to approve checkpoint {walk.stages(made)['b'].candidate_hash[:12]}.",
     ]
     assert f"  alias base → {base}" in lines
+    at_work = walk.shown(made)
+    message = {"channel": "ops", "stage": "b", "state": "dead", "last_error": "HTTP 503"}
+    at_work["stages"][1] |= {"unread": {"sentence": "It waits: cannot read /data/x: Stale file handle, for 3 m now."}}
+    lines = _whole({**at_work, "deliveries": [message, {**message, "state": "told"}]}).splitlines()
+    assert "    It waits: cannot read /data/x: Stale file handle, for 3 m now." in lines
+    assert [line for line in lines if "channel" in line] == ["  channel ops, stage b: given up: HTTP 503"]
     walk.taint(walk.stages(made)["a"].candidate_hash)
     walk.tick()
     with walk.store.read() as session:

@@ -34,7 +34,7 @@ def stage(name: str, state: str, **changes: Any) -> Row:
     row: Row = {
         "name": name, "role": "train", "after": [], "from": None, "state": state, "hold": None, "reason": "",
         "state_since_s": BEGUN, "began_s": None, "ended_s": None, "round": 1, "retries": {"used": 0, "allowed": 1},
-        "inherited": False, "init": None, "candidate": None, "promote": None, "gate": None,
+        "inherited": False, "init": None, "candidate": None, "promote": None, "gate": None, "unread": None,
         "progress": {"run": None, "role": "train", "item": None, "step": None, "steps": 1000, "share": None},
         "runs": [], "can": [], "budget": {"gpu_hours": None, "used": None},
         "cost": {"used_gpu_h": 0.0, "productive_gpu_h": 0.0, "lost_gpu_h": 0.0, "queued_gpu_h": 0.0},
@@ -104,9 +104,18 @@ def row(**changes: Any) -> Row:
         "id": ID, "name": "walk", "status": "active", "desired": "run", "waits_for_person": True, "stage": "sft",
         "reason": f"Stage sft is held. The gate refuses: {REFUSES}", "passed": 1, "created_s": BEGUN,
         "stages": [{name: one[name] for name in ("name", "state", "hold")} for one in stages()],
-        "created_by": "ada", "ended_s": None, "parent": None,
+        "created_by": "ada", "ended_s": None, "parent": None, "waits_for_disk": False,
+        "progress": {"run": "walk-sft-evaluate-5", "role": "evaluate", "item": None, "step": None, "steps": 1000,
+                     "share": 1.0},
+        "cost": cost(33.3, 1.404, 0.8),
     }  # fmt: skip
     return {**found, **changes}
+
+
+def message(channel: str, state: str, **changes: Any) -> Row:
+    """What a channel was told of the held stage, or is to be told."""
+    found = {"channel": channel, "seq": 1, "type": "lifecycle.held", "stage": "sft", "state": state, "told_s": None}
+    return {**found, "tries": 1, "last_error": None, **changes}
 
 
 def view(**changes: Any) -> Row:
@@ -135,6 +144,10 @@ def view(**changes: Any) -> Row:
             }
         ],
         "approvals": [],
+        "deliveries": [
+            message("ops", "told", told_s=BEGUN + 9001),
+            message("pager", "ready", tries=2, last_error="HTTP 503"),
+        ],
         "timeline": [
             event(0, "ada submitted walk: 3 stages, pretrain, sft, release.", None),
             event(7380, "Stage pretrain passed with checkpoint cb2b7fd50c08.", "pretrain", "ok"),

@@ -141,3 +141,28 @@ def test_the_job_pages_bar_leads_to_the_stage_of_its_lifecycle() -> None:
     bar = job_cards.stage_bar({**run, "lifecycle": {"id": samples.ID, "name": "walk"}})
     assert f'href="/lifecycle?lifecycle={samples.ID}&amp;stage=sft"' in bar
     assert "href" not in job_cards.stage_bar({**run, "lifecycle": None})
+
+
+def test_a_stage_that_cannot_read_its_disk_says_so_in_words_and_sign() -> None:
+    said = "It waits: cannot read /data/<x>: Stale file handle, for 3 m 02 s now. Nothing is decided by that."
+    view = samples.training_view()
+    view["stages"][1]["unread"] = {"run": "r", "why": "x", "since_s": NOW, "sentence": said}
+    assert lw.stage_words(view["stages"][1]) == ("warn", "!", "cannot read its disk")
+    text, bold = lw.lead_words(view)
+    assert text.startswith(f"sft{said.removeprefix('It')}") and bold == ("sft waits",)
+    assert "cannot read its disk" in lifecycle_track.track(view, "sft", NOW)
+    assert lw.status_words(samples.row(waits_for_person=False, waits_for_disk=True))[:2] == ("warn", "!")
+
+
+def test_who_was_told_of_a_hold_stands_among_the_stages_facts() -> None:
+    view = samples.view()
+    text = lifecycle_cards.fact_block(view, view["stages"][1])
+    assert "<span>told</span><b>ops at " in text and "pager not yet (HTTP 503)</b>" in text
+    assert "<span>told</span>" not in lifecycle_cards.fact_block(view, view["stages"][0])
+    old = {**view["deliveries"][0], "channel": "older", "seq": 0}
+    hostile = {**view["deliveries"][0], "channel": samples.HOSTILE, "state": "dead", "told_s": None}
+    told = {**view, "deliveries": [old, hostile]}
+    text = lifecycle_cards.fact_block(told, view["stages"][1])
+    assert "older" not in text and "<img" not in text and "given up" in text
+    block = lifecycle_cards.message_block([{**hostile, "stage": None, "type": "lifecycle.failed"}, old], NOW)
+    assert "<img" not in block and ">failed<" in block and ">held sft<" in block

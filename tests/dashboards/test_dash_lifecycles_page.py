@@ -26,9 +26,10 @@ def lifecycles(**query: str) -> AppTest:
 
 
 def test_the_list_puts_what_waits_for_a_person_on_top(api: FakeApi) -> None:
+    trains = samples.training_view()
     working = samples.row(id="two", name="newer", waits_for_person=False, created_s=samples.BEGUN + 9)
+    working |= {"stages": trains["stages"], "progress": trains["stages"][1]["progress"]}
     api.answers["GET lifecycles"] = {"lifecycles": [working, samples.row()], "next": None}
-    api.answers["GET lifecycles/two"] = {**samples.training_view(), "id": "two"}
     text = markup(lifecycles())
     assert text.index(">walk<") < text.index(">newer<")
     for part in (
@@ -36,7 +37,7 @@ def test_the_list_puts_what_waits_for_a_person_on_top(api: FakeApi) -> None:
         "gate refuses",
         'aria-label="1 of 3 stages passed"',
         "step 640 of 1,000",
-        "34.7",
+        '<td class="tt-num">33.3</td><td class="tt-num">1.40</td><td class="tt-num">0.80</td>',
     ):
         assert part in text
     assert f'href="/lifecycle?lifecycle={samples.ID}&amp;stage=sft"' in text
@@ -45,10 +46,18 @@ def test_the_list_puts_what_waits_for_a_person_on_top(api: FakeApi) -> None:
     assert "None of 2 lifecycles matches" in markup(lifecycles(group="ended"))
 
 
-def test_a_lifecycle_that_cannot_be_read_whole_shows_no_zero(api: FakeApi) -> None:
-    api.refuse(f"GET lifecycles/{samples.ID}", 503, "store_locked", "The store is busy.")
+def test_the_list_asks_for_itself_alone_and_an_unknown_cost_is_no_zero(api: FakeApi) -> None:
+    api.answers["GET lifecycles"] = {"lifecycles": [samples.row(cost=None, waits_for_disk=True)], "next": None}
     text = markup(lifecycles())
-    assert '<td class="tt-num">–</td><td class="tt-num">–</td>' in text
+    assert '<td class="tt-num">–</td>' * 3 in text
+    assert [call.path for call in api.calls if call.path.startswith("lifecycles/")] == []
+
+
+def test_one_that_waits_for_a_disk_says_so(api: FakeApi) -> None:
+    row = samples.row(waits_for_person=False, waits_for_disk=True, reason="Stage sft waits: cannot read /data/<x>")
+    api.answers["GET lifecycles"] = {"lifecycles": [row], "next": None}
+    text = markup(lifecycles())
+    assert "cannot read a disk" in text and 'title="Stage sft waits: cannot read /data/&lt;x&gt;"' in text
 
 
 def test_an_empty_list_names_the_templates_and_how_to_submit(api: FakeApi) -> None:

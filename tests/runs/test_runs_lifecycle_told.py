@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from controlplane.store.tables import Delivery, LifecycleStage
 from tests.notify.receiving import LOCAL, Answer, Receiver, receiver
 from tests.runs.conducting import Conducting, gate
 
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = "https://trimtab.example:8441"
 APPROVED = {"name": "sft", "gate": {**gate("pass@1 > constant_baseline"), "approval": True}}
 MEASURED = {"pass@1": 0.25, "constant_baseline": 0.0211}
@@ -190,6 +194,19 @@ def test_without_pages_a_message_has_no_link_and_without_channels_there_is_none(
     data = messages(walk, again)[0].body["data"]
     assert (data["link"], data["page"]) == (None, f"lifecycle?lifecycle={again}&stage=a")
     assert data["sentence"].endswith(", step 10.")
+
+
+def test_the_documented_message_has_the_fields_of_a_real_one(told: Conducting) -> None:
+    text = (ROOT / "docs" / "messages.md").read_text()
+    (shown,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    made = told.begin(APPROVED)
+    told.metrics["sft"] = MEASURED
+    told.walk(made)
+    real = messages(told, made)[0].body
+    assert (list(shown), list(shown["data"])) == (list(real), list(real["data"]))
+    assert shown["data"]["requirements"] == real["data"]["requirements"]
+    for name in (lifecycles_messages.HELD, lifecycles_messages.SUCCEEDED, lifecycles_messages.FAILED):
+        assert f"| `{name}` |" in text
 
 
 @pytest.mark.parametrize(

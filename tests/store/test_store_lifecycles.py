@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event
 
-from controlplane.services import lifecycles_lineage, lifecycles_rows
-from controlplane.store import lifecycles, runs
+from controlplane.services import lifecycles_cost, lifecycles_lineage, lifecycles_rows
+from controlplane.store import leases, lifecycles, runs
 from controlplane.store.engine import Store, StoreConflict
 from controlplane.store.tables import StageRun
 from tests.runs.conducting import Conducting, gate
@@ -57,21 +58,52 @@ def test_lifecycles_come_newest_first_and_by_pages(walk: Conducting) -> None:
         assert lifecycles.newest(session, "walk-0", before_s=0.0) is None
 
 
-def test_a_list_asks_as_often_for_many_lifecycles_as_for_one(walk: Conducting) -> None:
-    made = [walk.begin({"name": "a"}, {"name": "b"}, name=f"walk-{number}") for number in range(3)]
+def listed(walk: Conducting, limit: int = 100) -> tuple[list[Any], int]:
+    """The list, and how many questions it took."""
     asked: list[str] = []
-    counts = []
-    for limit in (1, 3):
-        with walk.store.read() as session:
-            bind = session.get_bind()
-            event.listen(bind, "before_cursor_execute", count := lambda *given: asked.append(given[2]))
-            rows = lifecycles_rows.rows(session, statuses=None, limit=limit, before=None, now=walk.clock.now())
-            event.remove(bind, "before_cursor_execute", count)
-        counts.append(len(asked))
-        asked.clear()
-    assert counts[0] == counts[1]
+    with walk.store.read() as session:
+        bind = session.get_bind()
+        event.listen(bind, "before_cursor_execute", count := lambda *given: asked.append(given[2]))
+        rows = lifecycles_rows.rows(session, statuses=None, limit=limit, before=None, now=walk.clock.now())
+        event.remove(bind, "before_cursor_execute", count)
+    return rows, len(asked)
+
+
+def test_a_list_with_progress_and_cost_asks_as_often_for_many_lifecycles_as_for_one(walk: Conducting) -> None:
+    made = [walk.begin({"name": "a"}, {"name": "b"}, name=f"walk-{number}") for number in range(3)]
+    walk.tick()
+    for lifecycle_id in made:
+        walk.train(walk.newest(lifecycle_id, "a").run.id, 1, 4)
+    walk.clock.advance(450.0)
+    (one, few), (rows, many) = listed(walk, 1), listed(walk)
+    assert few == many and len(one) == 1
     assert {one["id"]: [stage["name"] for stage in one["stages"]] for one in rows} == {id_: ["a", "b"] for id_ in made}
     assert {one["created_by"] for one in rows} == {"ada"}
+    for row in rows:
+        assert (row["progress"]["step"], row["progress"]["steps"], row["progress"]["share"]) == (4, 10, 0.4)
+        assert row["cost"] == walk.shown(row["id"])["cost"]
+        assert 0.9 < row["cost"]["used_gpu_h"] < 1.1, "8 GPUs for 450 s"
+
+
+def test_the_cost_of_what_has_ended_is_kept_and_the_list_stays_the_same(walk: Conducting) -> None:
+    made = walk.begin({"name": "a", "gate": gate(approval=True)})
+    walk.walk(made)
+    (before,), _ = listed(walk)
+    assert lifecycles_cost.keep_once(walk.store, walk.epoch, walk.clock.now()) == 0, (
+        "its last batches may be on the way"
+    )
+    walk.clock.advance(61.0)
+    assert lifecycles_cost.keep_once(walk.store, walk.epoch, walk.clock.now()) == 1
+    assert lifecycles_cost.keep_once(walk.store, walk.epoch, walk.clock.now()) == 0
+    (after,), _ = listed(walk)
+    assert after["cost"] == pytest.approx(before["cost"]) and after["cost"]["used_gpu_h"] > 0
+    assert walk.shown(made)["cost"] == pytest.approx(before["cost"])
+    assert (after["progress"]["role"], after["progress"]["share"]) == ("train", 1.0)
+    with walk.store.write() as session:
+        for one in lifecycles.runs_of(session, made):
+            one.work.used_gpu_h = None
+    with pytest.raises(leases.LeaseLost):
+        lifecycles_cost.keep_once(walk.store, walk.epoch + 1, walk.clock.now())
 
 
 def test_a_locked_row_is_what_was_written_last_not_what_was_read_before(

@@ -10,10 +10,25 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, select, text
 
-from controlplane.store.engine import SchemaNewer, SchemaOlder, Store
+from controlplane.services.lifecycles import submit
+from controlplane.store import deliveries, incidents
+from controlplane.store.engine import SchemaNewer, SchemaOlder, Store, StoreConflict
 from controlplane.store.tables import Lifecycle, metadata
 from jobs.lifecycle import parse_lifecycle
 from tests.postgres import Postgres
+from tests.runs.conducting import plan
+
+INCIDENT = {
+    "number": 1,
+    "key": "gpu-lost/node-1/gpu0",
+    "rule": "gpu-lost",
+    "severity": "critical",
+    "action": "restart",
+    "entity": "gpu0",
+    "title": "GPU lost",
+    "opened_s": 1.0,
+    "updated_s": 1.0,
+}
 
 
 def tables_of(store: Store) -> set[str]:
@@ -71,6 +86,26 @@ def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path, postgres: 
 def test_other_databases_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="a SQLite file or a PostgreSQL database"):
         Store(url)
+
+
+def test_messages_of_lifecycles_go_with_the_migration_down_and_those_of_incidents_stay(store: Store) -> None:
+    with store.write() as session:
+        found = submit(
+            session, parse_lifecycle(plan({"name": "a"})), where=lambda _spec: "memory", actor="ada", now=1.0
+        )
+        incident = incidents.add(session, **INCIDENT)
+        told = {"seq": 1, "channel": "ops", "body": {}, "due_s": 0.0, "now": 1.0}
+        for about in ({"lifecycle_id": found.id}, {"incident_id": incident.id}):
+            deliveries.add(session, **told, **about)
+    for about in ({}, {"lifecycle_id": found.id, "incident_id": incident.id}, {"lifecycle_id": found.id}):
+        with pytest.raises(StoreConflict), store.write() as session:
+            deliveries.add(session, **{**told, "seq": 1 if len(about) == 1 else 2}, **about)
+    store.migrate("0005")
+    with store.read() as session:
+        assert session.execute(text("SELECT incident_id FROM deliveries")).scalars().all() == [incident.id]
+    store.migrate()
+    with store.read() as session:
+        assert [one.lifecycle_id for one in deliveries.of_incident(session, incident.id)] == [None]
 
 
 def test_a_plan_of_the_older_form_is_read_after_the_migration_and_goes_back(store: Store) -> None:
