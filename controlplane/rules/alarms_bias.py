@@ -22,14 +22,15 @@ def runaway(window: ExpertWindow, rule: Rule) -> Judgement:
     if last is None:
         return unknown(window, rule)
     controller = identify(last.counts, last.bias, last.experts)
-    inverted = controller.inverted(at["least_r2"]) & (last.floors > at["inverted_cv_floor"])
+    by_sign = controller.sign_inverted(at["least_r2"])
+    inverted = controller.inverted(at["least_r2"], at["least_pid_r2"]) & (last.floors > at["inverted_cv_floor"])
     same = statistics.same_direction_share(last.bias, last.experts)
     one_way = (same >= at["same_direction"]) & (last.floors > at["cv_floor"]) & ~last.falling(rule)
     layers = inverted if inverted.any() else one_way
     if not layers.any():
         return Judgement()
     layer = worst(layers, last.floors)
-    gain, same_share = float(controller.sign_gain[layer]), float(same[layer])
+    gain, same_share = float((controller.sign_gain if by_sign[layer] else controller.ki)[layer]), float(same[layer])
     words = {"same": f"{same_share:.0%}", "floors": f"{last.floors[layer]:.1f}", "gain": f"{gain:.2g}"}
     value, threshold = (gain, 0.0) if inverted.any() else (same_share, at["same_direction"])
     return finding(last, rule, layers, layer, value, threshold, words, is_worse=bool(inverted.any()))

@@ -29,6 +29,7 @@ def imbalance(window: ExpertWindow, rule: Rule) -> Judgement:
         "cv": f"{lasting[layer]:.2f}",
         "floors": f"{last.floors[layer]:.1f}",
         "effective": f"{effective[layer]:.0%}",
+        "fullest": f"{1 + last.lasting.maxvio[layer]:.1f}",
     }
     threshold = at["worse_cv_floor"] if collapsed.any() else at["cv_floor"]
     value = float(last.floors[layer])
@@ -36,11 +37,18 @@ def imbalance(window: ExpertWindow, rule: Rule) -> Judgement:
 
 
 def uneven_layers(last: ExpertWindow, rule: Rule) -> tuple[statistics.Bools, statistics.Bools]:
-    """[L] which layers of a whole window the imbalance rule names, and which of them at its worse level."""
-    at = rule.thresholds
-    lasting, effective, falling = last.lasting.cv, last.lasting.effective, last.falling(rule)
-    uneven = ((last.floors > at["cv_floor"]) & (lasting > at["cv"])) | (effective < at["effective"])
-    collapsed = (last.floors > at["worse_cv_floor"]) & (lasting > at["worse_cv"])
+    """[L] which layers of a whole window the imbalance rule names, and which of them at its worse level.
+
+    One expert at 1 + m times its fair share makes a CV of m ÷ √(E − 1) only, so that the fullest expert counts as well.
+    """
+    at, falling = rule.thresholds, last.falling(rule)
+    lasting, effective, fullest = last.lasting.cv, last.lasting.effective, last.lasting.maxvio
+    above = fullest > at["maxvio_floors"] * last.lasting_maxvio_floor
+    uneven = (last.floors > at["cv_floor"]) & ((lasting > at["cv"]) | ((fullest > at["maxvio"]) & above))
+    collapsed = (last.floors > at["worse_cv_floor"]) & (
+        (lasting > at["worse_cv"]) | ((fullest > at["worse_maxvio"]) & above)
+    )
+    uneven |= effective < at["effective"]
     collapsed |= effective < at["worse_effective"]
     return uneven & ~falling, collapsed & ~falling
 

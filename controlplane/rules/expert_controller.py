@@ -48,9 +48,13 @@ class Controller:
             for explained, sign in zip(best, signs, strict=True)
         ]
 
-    def inverted(self, least_r2: float) -> Bools:
-        """[L] whether the biases feed the error: the sign of Δb against sign(e), where that explains enough, and more
-        than a controller that answers a step late."""
+    def inverted(self, least_r2: float, least_pid_r2: float = 0.8) -> Bools:
+        """[L] whether the biases feed the error, by either model, where it explains enough."""
+        return self.sign_inverted(least_r2) | np.asarray((self.ki < 0) & (self.r2 >= least_pid_r2), dtype=np.bool_)
+
+    def sign_inverted(self, least_r2: float) -> Bools:
+        """[L] whether Δb goes with sign(e), where that explains enough, and more than a controller that answers a step
+        late. Of E experts that collapse onto one it explains 4/E at most if Δb is in proportion to e: Ki tells then."""
         late = self.late_r2 > self.sign_r2
         return np.asarray((self.sign_gain < 0) & (self.sign_r2 >= least_r2) & ~late, dtype=np.bool_)
 

@@ -138,6 +138,13 @@ class ExpertWindow:
         with np.errstate(invalid="ignore", over="ignore"):  # a bias that diverged is infinite
             return statistics.layer_statistics(counts, self.bias[-1], self.experts, self.top_k)
 
+    @cached_property
+    def lasting_maxvio_floor(self) -> statistics.Floats:
+        """[L] MaxVio of the window's counts together that even routing of tokens as correlated as these would show."""
+        routed = self.counts[..., : self.experts].sum(axis=(0, 2), dtype=np.float64)
+        floor = statistics.sampling_floor(routed, self.experts, self.top_k) * np.sqrt(self.design_effect)
+        return statistics.maxvio_floor(floor, self.experts)
+
     def falling(self, rule: Rule) -> statistics.Bools:
         """[L] whether the CV is on its way down: that of the window's later half is below that of its earlier half by
         more than `falling` of it, or the window's below the one of TREND_STEPS before by more than `trend` of that."""

@@ -40,7 +40,7 @@ def test_the_gains_of_a_pid_controller_are_found(kp: float, ki: float, kd: float
     for gain, true in ((found.kp, kp), (found.ki, ki), (found.kd, kd)):
         assert gain == pytest.approx([true] * LAYERS, abs=1e-6)
     assert found.r2 == pytest.approx([1.0] * LAYERS)
-    assert found.inverted(0.2).tolist() == [ki < 0] * LAYERS
+    assert found.inverted(0.2, 0.8).tolist() == [ki < 0] * LAYERS
 
 
 def balanced(controller: str, rate: float, counts: Integers) -> Controller:
@@ -62,15 +62,15 @@ def test_the_trainers_sign_controller_is_named_with_its_step() -> None:
 
 def test_the_trainers_adamw_pushes_against_the_error() -> None:
     found = balanced("adamw", 0.001, loads())
-    assert (found.ki > 0).all() and not found.inverted(0.2).any()
-    assert balanced("adamw", -0.001, loads()).inverted(0.2).all()
+    assert (found.ki > 0).all() and not found.inverted(0.2, 0.8).any()
+    assert balanced("adamw", -0.001, loads()).inverted(0.2, 0.8).all()
 
 
 def test_biases_that_stand_still_and_short_windows_tell_nothing() -> None:
     counts = loads()
     still = identify(counts, np.zeros(counts.shape), EXPERTS)
     assert np.isnan(still.ki).all() and np.isnan(still.r2).all() and still.kind == ["unknown"] * LAYERS
-    assert not still.inverted(0.2).any()
+    assert not still.inverted(0.2, 0.8).any()
     short = identify(counts[:8], answered(counts, 0, 1, 0)[:8], EXPERTS)
     assert np.isnan(short.sign_gain).all()
 
