@@ -65,7 +65,7 @@ SHARE = 0.5
 NUMBERS = Aggregation(rollouts=8, candidates=3, rounds=2, limit=13, tail=12)
 SEEDS = (11, 12, 13, 14, 15, 16)
 """lengths and steps were chosen on seeds 0 and 1, which are not among them"""
-RL_STEPS, RL_RATE, ASKED, SAMPLES = 50, 5e-4, 16, 8
+RL_STEPS, RL_RATE, ASKED, SAMPLES = 80, 5e-5, 16, 8
 """of RL: optimizer steps, questions a step with aggregation prompts, completions a question"""
 
 
@@ -136,7 +136,8 @@ def rl_of(arm: str, seed: int, scale: float) -> RLConfig:
         steps=steps_of(RL_STEPS, scale),
         seed=seed,
         learning_rate=RL_RATE,
-        sequences=128,
+        warmup=10,
+        sequences=64,
         length=LENGTH,
         prompts=ASKED,
         samples=SAMPLES,
