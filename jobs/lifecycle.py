@@ -18,7 +18,7 @@ from pydantic import Field
 
 from jobs.lifecycle_checks import checked
 from jobs.lifecycle_requirements import Requirement
-from jobs.lifecycle_text import resolved, told_where_written
+from jobs.lifecycle_text import of_defaults, resolved, told_where_written
 from jobs.parsing import Part, Problem, SpecError, parse, read_yaml
 from jobs.spec import RAY_NAME, TEMPLATES, JobBody, JobSpec, Metadata, Name, shipped
 
@@ -181,7 +181,7 @@ def parse_lifecycle(source: Mapping[str, Any] | str) -> Lifecycle:
     if not isinstance(given, dict):
         raise SpecError([Problem("", "a lifecycle is a mapping with apiVersion, kind, metadata and spec")])
     try:
-        return parse(Lifecycle, resolved(given), "lifecycle", checked)
+        return parse(Lifecycle, resolved(given), "lifecycle", lambda found: of_defaults(given) + checked(found))
     except SpecError as error:
         raise SpecError(told_where_written(given, error.problems)) from error
 

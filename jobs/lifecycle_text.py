@@ -21,15 +21,23 @@ def resolved(given: Mapping[str, Any]) -> Map:
     body = given.get("spec")
     if not isinstance(body, dict):
         return dict(given)
-    defaults, stages = body.get("defaults", {}), body.get("stages")
-    if not isinstance(defaults, dict) or not isinstance(stages, list):
-        return dict(given)
+    defaults, stages = body.get("defaults"), body.get("stages")
+    rest = {name: value for name, value in body.items() if name != "defaults"}
+    if not isinstance(stages, list):
+        return {**given, "spec": rest}
+    defaults = defaults if isinstance(defaults, dict) else {}
     whole: list[Any] = []
     for stage in stages:
         before = whole[-1].get("name") if whole and isinstance(whole[-1], dict) else None
         whole.append(_stage(stage, defaults, before) if isinstance(stage, dict) else stage)
-    rest = {name: value for name, value in body.items() if name not in ("defaults", "stages")}
     return {**given, "spec": {**rest, "stages": whole}}
+
+
+def of_defaults(given: Mapping[str, Any]) -> list[Problem]:
+    """What is wrong with `defaults` themselves, which no plan holds any more once it is made whole."""
+    body = given.get("spec")
+    wrong = isinstance(body, dict) and not isinstance(body.get("defaults", {}), dict)
+    return [Problem("defaults", "must be a mapping")] if wrong else []
 
 
 def _stage(given: Map, defaults: Map, before: object) -> Map:

@@ -7,7 +7,8 @@ YAML and pydantic, and nothing of what a job is (jobs.spec) or a lifecycle (jobs
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar, get_args, get_origin
@@ -15,7 +16,14 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from jobs.manifest import as_text, is_finite, is_text, is_whole
+
 MAX_TEXT = 256 * 1024
+MAX_DEPTH = 64
+SUBMITTED = {"Job": "trimtab job submit", "Lifecycle": "trimtab lifecycle submit"}
+"""By kind: what takes a text of it."""
+_UNWRITABLE = "a NUL or half of a character, which cannot be written down"
+_TOO_DEEP = f"lies deeper than {MAX_DEPTH} mappings and lists"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,11 @@ class Problem:
 
 
 class SpecError(ValueError):
-    """A spec that cannot be accepted; `problems` holds all that is wrong with it."""
+    """A spec that cannot be accepted; `problems` holds all that is wrong with it, in words that can be written down."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("; ".join(map(str, problems)))
-        self.problems = problems
+        self.problems = [Problem(as_text(one.path), as_text(one.message)) for one in problems]
+        super().__init__("; ".join(map(str, self.problems)))
 
 
 class Part(BaseModel):
@@ -47,14 +55,21 @@ _Spec = TypeVar("_Spec", bound=Part)
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where plain YAML lets the last one win, and aliases, whose few lines can
-    stand for gigabytes."""
+    """YAML that refuses a key given twice, where plain YAML lets the last one win, aliases, whose few lines can stand
+    for gigabytes, and what is nested deeper than anybody writes."""
+
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            alias: Any = self.peek_event()  # type: ignore[no-untyped-call] # the stubs leave it untyped
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not read here", alias.start_mark)
-        return super().compose_node(parent, index)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call] # the stubs leave it untyped
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not read here", event.start_mark)
+        if self.depth > MAX_DEPTH:
+            raise yaml.constructor.ConstructorError(None, None, _TOO_DEEP, event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -85,7 +100,7 @@ def read_yaml(text: str) -> Any:
         raise SpecError([Problem("", f"the text has {len(text)} characters, {MAX_TEXT} are read at most")])
     try:
         return yaml.load(text, _OnceLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise SpecError([Problem("", f"{where}{getattr(error, 'problem', None) or error}")]) from error
@@ -133,11 +148,55 @@ def _known_names(model: Any, location: tuple[Any, ...]) -> list[str]:
     return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
 
 
+def _path(names: tuple[Any, ...]) -> str:
+    """Where something stands: relative to `spec`."""
+    return ".".join(map(str, names[1:] if names[:1] == ("spec",) and len(names) > 1 else names))
+
+
+def _unfit(given: Mapping[Any, Any]) -> Iterator[Problem]:
+    """What JSON and the databases cannot keep, wherever it stands; what a value may be else is the models' matter."""
+    open_: deque[tuple[tuple[Any, ...], Any]] = deque([((), given)])
+    while open_:
+        place, value = open_.popleft()
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        if inner and len(place) >= MAX_DEPTH:
+            yield Problem(_path(place[:3]), _TOO_DEEP)
+            continue
+        for name, one in inner:
+            if isinstance(value, dict) and not isinstance(name, str):
+                yield _unnamed(place, name)
+            elif isinstance(name, str) and not is_text(name):
+                yield Problem(_path(place), f"has the name {name!r} with {_UNWRITABLE}")
+            open_.append(((*place, name), one))
+        wrong = _unfit_alone(value)
+        if wrong:
+            yield Problem(_path(place), wrong)
+
+
+def _unnamed(place: tuple[Any, ...], name: object) -> Problem:
+    return Problem(_path(place), f"its names must be text, not {name!r}: put it in quotes")
+
+
+def _unfit_alone(value: object) -> str:
+    if isinstance(value, dict | list | bool | None):
+        return ""
+    if isinstance(value, str):
+        return "" if is_text(value) else f"holds {_UNWRITABLE}"
+    if isinstance(value, int):
+        return "" if is_whole(value) else "must be a whole number of 64 bits"
+    if isinstance(value, float):
+        return "" if is_finite(value) else "must be a finite number"
+    return f"must be text, a number, true or false, not the {type(value).__name__} {value}: put it in quotes"
+
+
 def _problem(model: type[Part], error: Any) -> Problem:
     location = tuple(error["loc"])
     scalar = location[-1:] and location[-1] in ("int", "float", "str", "bool")
     names = location[:-1] if scalar else location
-    path = ".".join(map(str, names[1:] if names[:1] == ("spec",) and len(names) > 1 else names))
+    path = _path(names)
+    if names[-1:] == ("[key]",) or error["type"] == "invalid_key":
+        place = names[:-2] if names[-1] == "[key]" else names[:-1]
+        return _unnamed(place, error["input"] if names[-1] == "[key]" else names[-1])
     if scalar:
         return Problem(path, "must be text, a number, true or false")
     return Problem(path, _words(error, _known_names(model, location)))
@@ -150,12 +209,16 @@ def parse(
     given = read_yaml(source) if isinstance(source, str) else dict(source)
     if not isinstance(given, dict):
         raise SpecError([Problem("", f"a {what} is a mapping with apiVersion, kind, metadata and spec")])
-    problems: dict[str, Problem] = {}
+    kind, own = given.get("kind"), model.model_fields["kind"].default
+    if isinstance(kind, str) and kind != own and kind in SUBMITTED:
+        raise SpecError([Problem("kind", f"this is a {kind}, not a {own}: {SUBMITTED[kind]}")])
+    problems = {str(problem): problem for problem in _unfit(given)}
+    unfit = {problem.path for problem in problems.values()}
     try:
         made = model.model_validate(given)
     except ValidationError as error:
         found = (_problem(model, one) for one in error.errors(include_url=False))
-        problems = {str(problem): problem for problem in found}
+        problems |= {str(problem): problem for problem in found if problem.path not in unfit}
     told = {problem.path for problem in problems.values()}
     unseen: list[Problem] = [one for one in judge(given) if one.path not in told]
     if problems or unseen:

@@ -20,6 +20,7 @@ from jobs.lifecycle import (
 )
 from jobs.spec import SpecError, parse_job, templates
 
+Json = dict[str, Any]
 JOB: dict[str, Any] = {"command": ["python", "train.py"], "train": {"steps": 10}}
 EVALUATION: dict[str, Any] = {"command": ["python", "-m", "jobs.zaya.evaluate"], "train": {"steps": 1}}
 GOOD: dict[str, Any] = {
@@ -62,10 +63,13 @@ def problems(source: Any) -> list[str]:
 
 
 def accepted_or_explained(source: Any) -> bool:
+    """What is accepted can be kept, sent and read again; what is refused is so in words that can be sent."""
     try:
-        return bool(parse_lifecycle(source).name)
+        found = parse_lifecycle(source)
     except SpecError as error:
-        return bool(error.problems)
+        return bool(error.problems) and bool(str(error).encode())
+    kept = json.dumps(found.to_dict(), allow_nan=False, ensure_ascii=False).encode()
+    return parse_lifecycle(json.loads(kept)) == found
 
 
 def test_what_a_plan_leaves_out_is_filled_in() -> None:
@@ -220,7 +224,7 @@ def test_what_a_plan_may_not_say_is_named_by_its_path(changes: dict[str, Any], s
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ({"kind": "Job"}, "kind: must be one of 'Lifecycle', not 'Job'"),
+        ({"kind": "Job"}, "kind: this is a Job, not a Lifecycle: trimtab job submit"),
         ({"spec": {"stages": []}}, "stages: must not be empty"),
         ({"spec": {"stages": 3}}, "stages: must be a list"),
         ({"spec": 3}, "spec: must be a mapping"),
@@ -243,6 +247,25 @@ def test_a_problem_of_the_defaults_is_told_once_and_there() -> None:
     wrong = copy.deepcopy(GOOD)
     wrong["spec"]["defaults"]["resources"]["nodes"] = 0
     assert problems(wrong) == ["defaults.resources.nodes: must be ≥ 1"]
+
+
+HALF = r"has the name '\ud800' with a NUL or half of a character, which cannot be written down"
+ALONE: Json = {"stages": [{"name": "a", "job": {**JOB, "resources": {"nodes": 1}}}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({**ALONE, "defaults": None}, ["defaults: must be a mapping"]),
+        ({**ALONE, "defaults": 3}, ["defaults: must be a mapping"]),
+        ({"defaults": {"faults": {"restarts": 3}}}, ["stages: is needed"]),
+        ({"defaults": 3}, ["stages: is needed", "defaults: must be a mapping"]),
+        ({**ALONE, "defaults": {"data": {"y": float("nan")}}}, ["defaults.data.y: must be a finite number"]),
+        ({**ALONE, "defaults": {"data": {"\ud800": 1}}}, [f"defaults.data: {HALF}"]),
+    ],
+)
+def test_what_is_wrong_with_the_defaults_is_no_problem_of_the_jobs_below_them(body: Json, said: list[str]) -> None:
+    assert problems({**GOOD, "spec": body}) == said
 
 
 def test_on_ray_the_plans_name_begins_with_a_letter() -> None:
@@ -284,14 +307,26 @@ def test_a_role_follows_from_the_command_where_none_is_given() -> None:
     assert parse_lifecycle(plan(side=evaluate)).stage("side").role == "evaluate"
 
 
+TEXTS = st.text(st.characters(exclude_categories=[]))
+"""halves of characters included"""
+
+
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+        st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+        lambda c: st.lists(c) | st.dictionaries(TEXTS, c),
     ),
     st.sampled_from(["after", "from", "prepare", "job", "budget", "gate", "name", "role", "promote"]),
 )
 def test_no_mapping_breaks_the_parser(value: Any, key: str) -> None:
-    for source in (plan(sft={key: value}), {**GOOD, "spec": value}, {**GOOD, "spec": {"stages": value}}):
+    loose = {**JOB, "train": {"steps": 1, "free": value}}
+    sources = (
+        plan(sft={key: value}),
+        plan(sft={"job": loose}),
+        {**GOOD, "spec": value},
+        {**GOOD, "spec": {"stages": value}},
+    )
+    for source in sources:
         assert accepted_or_explained(source)
 
 
