@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlplane.rules import experts as statistics
 from controlplane.rules.book import Rule
+from controlplane.rules.expert_swings import autocorrelations
 from controlplane.rules.expert_window import ExpertWindow, finding, unknown, worst
 from controlplane.rules.findings import Judgement
 
@@ -54,27 +56,52 @@ def uneven_layers(last: ExpertWindow, rule: Rule) -> tuple[statistics.Bools, sta
 
 
 def oscillation(window: ExpertWindow, rule: Rule) -> Judgement:
-    """Layers whose loads swing back and forth: a bias controller with too much gain overshoots each step."""
+    """Layers whose loads swing back and forth: a bias controller with too much gain overshoots, in the very next step
+    or, where it has momentum, some steps later."""
     at = rule.thresholds
     last = window.last(rule, int(at["window_steps"]))
     if last is None:
         return unknown(window, rule)
-    lag1 = last.lag1
     swings, wild = swinging_layers(last, rule)
     if not swings.any():
         return Judgement()
-    layer = worst(swings, -lag1)
+    correlation, lag, fast = last.lag1.copy(), np.ones(len(swings), np.int64), last.lag1 <= at["lag1"]
+    slow, at_lag = _slow_swings(last, rule)
+    correlation[~fast], lag[~fast] = slow[~fast], at_lag[~fast]
+    layer = worst(wild if wild.any() else swings, -correlation)
     period = statistics.period_steps(last.found.share)[layer]
-    words = {"period": f"{period:.1f}".removesuffix(".0"), "lag1": f"{lag1[layer]:.2f}"}
-    threshold = at["worse_lag1"] if wild.any() else at["lag1"]
-    return finding(last, rule, swings, layer, float(lag1[layer]), threshold, words, is_worse=bool(wild.any()))
+    words = {
+        "period": f"{period:.1f}".removesuffix(".0"),
+        "correlation": f"{correlation[layer]:.2f}",
+        "lag": f"{lag[layer]} step{'s' if lag[layer] > 1 else ''}",
+        "floors": f"{last.floors[layer]:.1f}",
+    }
+    threshold = at["worse_lag1"] if wild.any() else at["lag1"] if fast[layer] else at["slow"]
+    value = float(correlation[layer])
+    return finding(last, rule, swings, layer, value, threshold, words, is_worse=bool(wild.any()))
 
 
 def swinging_layers(last: ExpertWindow, rule: Rule) -> tuple[statistics.Bools, statistics.Bools]:
     """[L] which layers of a whole window the oscillation rule names, and which of them at its worse level."""
     at = rule.thresholds
-    wild = np.asarray(last.lag1 <= at["worse_lag1"])
-    return ((last.lag1 <= at["lag1"]) & (last.floors > at["cv_floor"])) | wild, wild
+    slow, _ = _slow_swings(last, rule)
+    swings = ((last.lag1 <= at["lag1"]) & (last.floors > at["cv_floor"])) | (slow <= at["slow"])
+    wild = np.asarray((last.lag1 <= at["worse_lag1"]) | (slow <= at["worse_lag1"]))
+    return swings | wild, wild
+
+
+def _slow_swings(last: ExpertWindow, rule: Rule) -> tuple[statistics.Floats, NDArray[np.int64]]:
+    """[L] the most negative autocorrelation of the loads up to `slow_lags`, and its lag, half a period; NaN in layers
+    whose steps are not far from even, as healthy controllers with momentum swing a little, or get more even."""
+    at = rule.thresholds
+    far = (last.floors > at["slow_cv_floor"]) & (last.cv > at["slow_cv"])
+    far = np.flatnonzero(far & ~last.falling_within(rule))
+    strongest, lag = np.full(len(last.floors), np.nan), np.ones(len(last.floors), np.int64)
+    if len(far):
+        counts = last.counts[:, far, : last.experts].astype(np.float64)
+        found = autocorrelations(counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1.0), int(at["slow_lags"]))
+        strongest[far], lag[far] = found.min(axis=-1), np.nan_to_num(found).argmin(axis=-1) + 1
+    return strongest, lag
 
 
 def dead(window: ExpertWindow, rule: Rule) -> Judgement:

@@ -29,7 +29,7 @@ _SAYS = {
     "hang": {"run", "attempt", "ranks", "seconds", "phase", "limit"},
     "loss-not-finite": {"run", "attempt", "measure", "step", "value"},
     "expert-imbalance": {"run", "layers", "of", "layer", "cv", "floors", "effective", "fullest"},
-    "expert-oscillation": {"run", "layers", "of", "layer", "period", "lag1"},
+    "expert-oscillation": {"run", "layers", "of", "layer", "period", "correlation", "lag", "floors"},
     "expert-dead": {"run", "experts", "steps", "layer", "count", "of"},
     "expert-runaway": {"run", "layers", "of", "layer", "same", "floors", "gain"},
     "expert-bias-frozen": {"run", "layers", "of", "layer", "steps", "floors"},
@@ -52,7 +52,10 @@ _TAKES = {
         *("worse_cv_floor", "worse_cv", "worse_effective"),
         *("maxvio", "worse_maxvio", "maxvio_floors"),
     },
-    "expert-oscillation": {"window_steps", "warmup_steps", "lag1", "cv_floor", "worse_lag1"},
+    "expert-oscillation": {
+        *("window_steps", "warmup_steps", "lag1", "cv_floor", "worse_lag1"),
+        *("slow", "slow_lags", "slow_cv_floor", "slow_cv", "falling"),
+    },
     "expert-dead": {"steps", "warmup_steps", "patience_steps"},
     "expert-runaway": {
         "window_steps",

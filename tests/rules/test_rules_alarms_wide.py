@@ -75,3 +75,35 @@ def test_an_integral_controller_of_the_wrong_sign_is_told_while_256_experts_coll
     assert found is not None and found.severity == "error" and "feeds the error" in found.sentence
     assert found.value == pytest.approx(gain, rel=1e-3)
     assert found.evidence["layers"] == [1]
+
+
+def swinging(period: float, size: float) -> np.ndarray[Any, Any]:
+    """Sixteen experts whose loads swing about even, each at its own phase."""
+    phase = np.random.default_rng(2).uniform(0, 2 * np.pi, (1, LAYERS, 16))
+    return np.asarray(1 + size * np.sin(2 * np.pi * np.arange(STEPS)[:, None, None] / period + phase))
+
+
+@pytest.mark.parametrize("period", [3, 4, 5, 8, 16, 32])
+def test_a_swing_that_evens_out_over_the_window_is_told_at_any_period(period: int) -> None:
+    judged = window(swinging(period, 0.9), 8192, top_k=1)
+    assert judged.lasting.cv.max() < 0.2, "no imbalance would say it"
+    finding = told(judged)["expert-oscillation"]
+    assert finding.severity == "error" and finding.value <= -0.45
+    spoken = float(finding.sentence.split("a period of ")[1].split(" ")[0])
+    assert spoken == pytest.approx(period, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "routed"),
+    [pytest.param(0.1, 8192, id="near-the-floor"), pytest.param(0.1, 2**21, id="far-above-a-large-batch-s-floor")],
+)
+def test_a_small_slow_swing_is_a_healthy_controllers_momentum(size: float, routed: int) -> None:
+    assert "expert-oscillation" not in told(window(swinging(8, size), routed, top_k=1))
+
+
+def test_a_slow_swing_that_dies_down_and_steps_without_order_are_none() -> None:
+    dying = 1 + (swinging(8, 0.9) - 1) * np.linspace(1, 0.4, STEPS)[:, None, None]
+    assert "expert-oscillation" not in told(window(dying, 8192, top_k=1))
+    weights = np.ones((STEPS, LAYERS, 16))
+    weights[np.arange(STEPS), :, np.random.default_rng(1).integers(0, 16, STEPS)] += 5
+    assert "expert-oscillation" not in told(window(weights, 8192, top_k=1))
