@@ -20,7 +20,7 @@ def parallel_skew(window: ExpertWindow, rule: Rule) -> Judgement:
     last = window.last(rule, int(at["window_steps"]))
     if last is None:
         return unknown(window, rule)
-    loads = rank_loads(last.counts.sum(axis=0, dtype=np.float64), last.experts, ranks)
+    loads = rank_loads(last.together, last.experts, ranks)
     uneven = skew(loads)
     layers, grave = skewed_layers(last, rule)
     layers = grave if grave.any() else layers
@@ -35,7 +35,7 @@ def parallel_skew(window: ExpertWindow, rule: Rule) -> Judgement:
 def skewed_layers(last: ExpertWindow, rule: Rule) -> tuple[Bools, Bools]:
     """[L] in which layers of a whole window the skew rule names a rank, and in which at its worse level."""
     at = rule.thresholds
-    loads = rank_loads(last.counts.sum(axis=0, dtype=np.float64), last.experts, last.expert_parallel)
+    loads = rank_loads(last.together, last.experts, last.expert_parallel)
     uneven, calm = skew(loads), last.falling(rule)
     calm |= uneven - 1 < at["floors"] * skew_floor(loads, last.design_effect)
     return (uneven > at["skew"]) & ~calm, (uneven > at["worse_skew"]) & ~calm

@@ -131,17 +131,21 @@ class ExpertWindow:
         return np.asarray(self.found.skip_share.mean(axis=0), dtype=np.float64)
 
     @cached_property
+    def together(self) -> statistics.Floats:
+        """[L, S] the sum of the window's counts"""
+        return np.asarray(self.counts.sum(axis=0, dtype=np.float64))
+
+    @cached_property
     def lasting(self) -> statistics.LayerStatistics:
         """The statistics of the window's counts together, [L]: what does not average out over its steps. A group of
         like tokens that a controller passes from expert to expert makes every step uneven and none of this."""
-        counts = self.counts.sum(axis=0, dtype=np.float64)
         with np.errstate(invalid="ignore", over="ignore"):  # a bias that diverged is infinite
-            return statistics.layer_statistics(counts, self.bias[-1], self.experts, self.top_k)
+            return statistics.layer_statistics(self.together, self.bias[-1], self.experts, self.top_k)
 
     @cached_property
     def lasting_maxvio_floor(self) -> statistics.Floats:
         """[L] MaxVio of the window's counts together that even routing of tokens as correlated as these would show."""
-        routed = self.counts[..., : self.experts].sum(axis=(0, 2), dtype=np.float64)
+        routed = self.together[:, : self.experts].sum(axis=-1)
         floor = statistics.sampling_floor(routed, self.experts, self.top_k) * np.sqrt(self.design_effect)
         return statistics.maxvio_floor(floor, self.experts)
 
