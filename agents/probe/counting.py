@@ -15,9 +15,11 @@ without), but none that happen inside a backward pass: those are recomputations.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ inside_backward = torch._C._current_graph_task_id
 """-1 outside of a backward pass."""
 _NOTHING: Any = object()
 _compiled = [False]  # whether any compiled graph has ever counted
+_numbers = itertools.count()
+_counters: WeakValueDictionary[int, Counter] = WeakValueDictionary()  # for compiled graphs, which hold numbers only
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -58,11 +62,15 @@ def _add(row: Tensor, picked: Tensor, kind: int, kept: Tensor | None) -> None:
 
 
 @torch.library.custom_op("trimtab::count", mutates_args=("row",))
-def count(picked: Tensor, row: Tensor, kind: int, kept: Tensor | None) -> None:
-    """The tap inside a compiled graph; opaque to the compiler, so it can ask at run time whether this is a backward."""
+def count(picked: Tensor, row: Tensor, kind: int, kept: Tensor | None, ends: int = -1) -> None:
+    """The tap inside a compiled graph; opaque to the compiler, so it can ask at run time whether this is a backward.
+    `ends` is the number of the counter whose masked forward ends here: the graph itself may not change the counter,
+    since checkpointing inside of it allows no side effects."""
     _compiled[0] = True
     if inside_backward() == -1:
         _add(row, picked, kind, kept)
+        if ends in _counters:
+            _counters[ends].kept = None
 
 
 @count.register_fake
@@ -85,6 +93,8 @@ class Tap:
     def __init__(self, counter: Counter, row: int, top_k: int, logits_at: int | None) -> None:
         self.counter, self.row, self.top_k, self.logits_at = counter, row, top_k, logits_at
         self.compiled_row = torch.zeros(counter.slots, dtype=torch.int32, device=counter.counts.device)
+        self.last = False
+        """Whether a forward of the model ends with this router."""
         self.kind = INDEX
         """Of what was chosen, once it is known."""
         self.pick: Callable[[Forward], Tensor] | None = None
@@ -100,7 +110,10 @@ class Tap:
         """What was chosen, its kind, and its place if that is all there is to know. Keeps nothing, since it is traced
         into compiled graphs; raises TypeError if nothing in the output tells the choices."""
         if self.pick is not None:
-            return self.kind, self.pick(call), None
+            picked = self.pick(call)
+            if self.kind == COUNTS and picked.dtype.itemsize < 4:
+                raise TypeError(f"a router's counts are {picked.dtype}: too narrow to count in")
+            return self.kind, picked, None
         whole = isinstance(call.output, Tensor)
         items = (call.output,) if whole else call.output
         for at, item in enumerate(items):
@@ -119,16 +132,18 @@ class Tap:
             return MAP if item.dim() > 1 and width == self.counter.slots else None
         if item.dim() > 1:
             return INDEX if not floating and width == self.top_k else None
-        exact = not floating or item.dtype.itemsize >= 4
+        exact = item.dtype.itemsize >= 4
         return COUNTS if width == self.counter.slots and exact and not item.requires_grad else None
 
 
 def _count_traced(call: Forward) -> None:
     tap: Tap = call.module._trimtab
     kind, picked, _ = tap.read(call)
-    count(picked, tap.compiled_row, kind, tap.counter.kept)
+    kept = tap.counter.kept
+    # `last` is asked of masked forwards only: all others of compiled blocks share one graph
+    count(picked, tap.compiled_row, kind, kept, tap.counter.number if kept is not None and tap.last else -1)
     if tap.gauge is not None:
-        tap.gauge.add(call, tap.counter.kept)
+        tap.gauge.add(call, kept)
 
 
 def _forward_of(counter: Counter, base: type) -> Callable[..., Any]:
@@ -205,7 +220,8 @@ class Counter:
     """Adds up what tapped routers chose since `forget`, into `counts`: int32 [rows, S], on the routers' device."""
 
     def __init__(self, counts: Tensor) -> None:
-        self.counts = counts
+        self.counts, self.number = counts, next(_numbers)
+        _counters[self.number] = self
         self.rows, self.slots = counts.shape
         self._guarded = counts.device.type != "cpu"
         self._zero = True  # whether nothing was added since `forget`
@@ -233,6 +249,7 @@ class Counter:
     def begin(self) -> None:
         """Begins to count, once every row has its tap."""
         made: dict[type, type] = {}
+        self.taps[-1].last = True
         for module, tap in zip(self.modules, self.taps, strict=True):
             tap_method(module, tap, "forward", lambda base: _forward_of(self, base), made)
 
@@ -320,7 +337,6 @@ class Counter:
             self.counts.add_(torch.stack(rows))
             self._zero = False
             torch._foreach_zero_(rows)
-            self.kept = None  # a compiled graph cannot say when its forward has ended
 
     def collect(self) -> None:
         """Makes the counts whole; RuntimeError once the counting has ended."""

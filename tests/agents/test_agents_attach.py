@@ -189,6 +189,30 @@ def test_padding_that_the_caller_tells_is_not_counted(records: Records) -> None:
     probe.close()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler asks each block's input for one
+@pytest.mark.parametrize(("blocks", "recompute"), [(False, False), (True, None)])
+def test_in_a_compiled_model_a_mask_is_of_one_forward_only(
+    blocks: bool, recompute: bool | None, records: Records
+) -> None:
+    """No side effect is traced for it: checkpointing inside of a graph would refuse one."""
+    torch._dynamo.reset()
+    model, kept = Model(layers=2), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    probe = attach(model)
+    model.recompute = recompute
+    run = model if blocks else torch.compile(model, backend="aot_eager", fullgraph=True)
+    for layer in model.layers if blocks else ():
+        layer.compile(backend="aot_eager", fullgraph=True)
+    one, two = expected(Model(layers=2), batch(1), kept=kept.bool()), expected(Model(layers=2), batch(2))
+    for step in (1, 2):
+        probe.padding(kept)
+        run(batch(1)).sum().backward()
+        run(batch(2)).sum().backward()
+        probe.step(step)
+        assert records.counts(records.last()).tolist() == (np.array(one) + np.array(two)).tolist()
+    probe.close()
+    torch._dynamo.reset()
+
+
 def test_more_experts_than_eight_bits_hold(records: Records) -> None:
     model = Model(layers=2, experts=300, top_k=8)
     with torch.no_grad():
@@ -320,6 +344,10 @@ def test_what_cannot_be_attached_is_said(records: Records) -> None:
         attach(Model(), framework="jax")
     with pytest.raises(AttachError, match="do not fit"):
         attach(Model(), layers=2)
+    replaced = Model()
+    replaced.layers[1].gate.forward = replaced.layers[1].gate.forward
+    with pytest.raises(AttachError, match=r"forward of layers\.1\.gate was replaced"):
+        attach(replaced)
     mixed = nn.ModuleList([TopKRouter(4, 1), TopKRouter(5, 1)])
     with pytest.raises(AttachError, match="different numbers"):
         attach(mixed)

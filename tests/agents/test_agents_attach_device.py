@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.probe import sending
 from agents.probe.capture import Probe
@@ -222,3 +223,67 @@ def test_what_cannot_be_written_costs_its_step_and_not_those_after_it(records: R
     assert [(record.step, record.routed) for record in records.rows()] == [(2, 4)]
     assert trainer.probe.dropped == 1
     trainer.probe.close()
+
+
+WAITING = {"_local_scalar_dense", "item", "bincount", "nonzero", "nonzero_numpy", "masked_select", "unique", "equal"}
+"""Operations that need a device's numbers on the host, or must know how many there are, and so wait for it."""
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operations that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__.lstrip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+class MapGate(nn.Module):
+    num_experts, top_k = 4, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x == torch.arange(4, device=x.device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_nothing_on_the_way_from_a_router_to_a_copy_waits_for_the_device(device: str, records: Records) -> None:
+    """On the meta device there are no numbers at all: whatever asks for one fails there, a copy to the host too."""
+    routers: list[nn.Module] = [Router(), Router()]
+    for model in (routers, [*routers, MapGate()]):
+        made = nn.ModuleList(model).to(device)
+        reader: Any = Tapped.find([made], Options(facts_every=1))
+        probe = Probe(layers=len(made), slots=4, experts=4, top_k=1)
+        lane: Any = StillOnTheWay()
+        where = torch.device(device)
+        sender = DeviceSender(probe, reader, (len(made), 4), range(len(made)), device=where, lane=lane)
+        chosen = torch.tensor([[1], [2], [-1]], device=device)
+        mask = torch.tensor([[1, 1, 0]], device=device)
+        reader.counter._guarded = True  # as on every device that is not the CPU
+        with Seen() as seen:
+            for tokens, kept in ((chosen, None), (chosen, mask), (chosen[:2], None)):
+                reader.keep(kept)
+                for router in made:
+                    router(tokens)
+            made[0](chosen)  # one router alone
+            sender.send(1, {"loss": torch.ones((), device=device), "tokens": 3})
+            sender.send(2, {})
+        assert {"scatter_add_", "stack"} <= seen.names
+        assert seen.names & {name.lstrip("_") for name in WAITING} == set()
+        assert (probe.dropped, len(lane.events)) == (0, 2)
+        reader.close()
+        probe.close()
+
+
+class StillOnTheWay(Lane):
+    """No copy arrives."""
+
+    def host(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device="meta")
+
+    def bring(self, host: Tensor, device: Tensor) -> Event:
+        self.events.append(Event(host, device))
+        self.events[-1].asked = math.inf
+        return self.events[-1]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from agents.probe.frameworks.routers import (
     BIASES,
-    AttachError,
     Options,
     Reader,
     Router,
+    exact,
     experts_of,
     named,
     number_of,
@@ -47,8 +47,7 @@ class Buffers(Reader):
             bias = next((one for one in BIASES if isinstance(module._buffers.get(one), Tensor)), None)
             if bias is not None and module._buffers[bias].shape != buffer.shape:  # type: ignore[union-attr]  # a tensor
                 continue
-            if buffer.is_floating_point() and buffer.dtype.itemsize < 4:
-                raise AttachError(f"{name}.{counter} is {buffer.dtype}: too narrow to count in")
+            exact(buffer, f"{name}.{counter}")
             experts = experts_of(module, options) or len(buffer)
             place = None if bias is None else (module._buffers, bias)
             top_k = top_k_of(module, options) or 1
@@ -59,7 +58,8 @@ class Buffers(Reader):
     def collect(self) -> None:
         """Counters of this moment in one stack and one copy, looked up anew: moving a model replaces its buffers."""
         counted = [table[name] for table, name in self._places]
-        self.counts.copy_(torch.stack(counted))  # type: ignore[arg-type]  # tensors, as found
+        stacked = torch.stack(counted)  # type: ignore[arg-type]  # tensors, as found
+        self.counts.copy_(exact(stacked, "the routers' counter"))
 
     def forget(self) -> None:
         """The trainer resets its own counters."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from agents.probe.counting import Counter
 from agents.probe.facts import Facts, Gauge, output_as_wide
 from agents.probe.frameworks.routers import (
+    AttachError,
     Options,
     Reader,
     Router,
@@ -56,6 +57,9 @@ class Tapped(Reader):
         return cls(found, options) if found else None
 
     def install(self, counts: Tensor) -> None:
+        for router in self.routers:
+            if "forward" in router.module.__dict__:  # a tap, being a method of a class, would never be called
+                raise AttachError(f"forward of {router.name} was replaced on the module: attach before that is done")
         super().install(counts)
         self.counter = Counter(counts)
         for router in self.routers:

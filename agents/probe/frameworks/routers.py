@@ -116,6 +116,14 @@ def wrapped(name: str, modules: dict[str, nn.Module], reentrant: bool) -> bool:
     return False
 
 
+def exact(counter: Tensor, name: str) -> Tensor:
+    """The counter, if it counts far: bfloat16 stands still at 256, float16 at 2,048, and whole numbers of 8 or 16 bits
+    go round. Raises AttachError otherwise."""
+    if counter.dtype.itemsize < 4:
+        raise AttachError(f"{name} is {counter.dtype}: too narrow to count in, keep it in float32 or int64")
+    return counter
+
+
 class Biases:
     """Reads every router's bias, anew each time: moving a model to a device replaces its buffers."""
 
@@ -201,7 +209,7 @@ class AtMoment(Reader):
 
     def __init__(self, routers: Sequence[Router], options: Options) -> None:
         super().__init__(routers, options)
-        self.armed = True
+        self.armed, self.taken = True, False
         self.failed: Exception | None = None
         halves = [2 if router.doubled else 1 for router in routers]
         self._halves = torch.tensor(halves, dtype=torch.int32)[:, None] if max(halves) > 1 else None
@@ -209,6 +217,12 @@ class AtMoment(Reader):
     @abstractmethod
     def counter_of(self, module: nn.Module) -> Tensor | None:
         """A router's counts of the step so far, [S]."""
+
+    def install(self, counts: Tensor) -> None:
+        for router in self.routers:
+            if (counter := self.counter_of(router.module)) is not None:
+                exact(counter, f"the counter of {router.name}")
+        super().install(counts)
 
     def moment(self) -> None:
         """Takes the counters, before the framework resets them."""
@@ -229,20 +243,24 @@ class AtMoment(Reader):
             self.failed = error
 
     def take(self, counted: Tensor | None) -> None:
-        """Adds counts [rows, S]."""
+        """Adds counts [rows, S]; AttachError if they have become too narrow, as `model.bfloat16()` makes them."""
         if counted is None:
             return
-        whole = counted.to(self.counts.dtype)
+        whole = exact(counted, "the routers' counter").to(self.counts.dtype)
         self.counts.add_(whole if self._halves is None else whole // self._halves.to(whole.device))
+        self.taken = True
 
     def collect(self) -> None:
-        """Everything was taken at its moment; RuntimeError if it could not be."""
+        """Everything was taken at its moment; RuntimeError if it could not be, or if the moment never came: then the
+        step's counts are unknown and not zero."""
         if self.failed is not None:
             raise RuntimeError(f"the framework's counters could not be taken: {self.failed}") from self.failed
+        if not self.taken:
+            raise RuntimeError(f"{self.framework} has not come to where its counters are whole since the last step")
 
     def forget(self) -> None:
         super().forget()
-        self.armed, self.failed = True, None
+        self.armed, self.taken, self.failed = True, False, None
 
     def before(self, method: str) -> None:
         """Makes each router's `method` a moment."""

@@ -67,6 +67,7 @@ class Transformers(Tapped):
     def __init__(self, routers: Sequence[Router], options: Options, models: Sequence[nn.Module]) -> None:
         super().__init__(routers, options)
         self._models = models
+        self.duplicate = self.duplicate or any(_is_copy(module) for model in models for module in model.modules())
         self._logits_at: dict[str, int] = {}
 
     @classmethod
@@ -117,6 +118,18 @@ class Transformers(Tapped):
                 counter.keep(mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
 
         return before
+
+
+def _is_copy(module: nn.Module) -> bool:
+    """Whether another rank of the model's tensor parallelism (`DistributedConfig(tp_size=…)`, `tp_plan`) is given the
+    same tokens: every plan of transformers routes all of them on each rank of the group."""
+    mesh: Any = getattr(module, "_device_mesh", None)
+    size = getattr(module, "_tp_size", None)
+    if not isinstance(size, int) or size < 2 or mesh is None:
+        return False
+    names = mesh.mesh_dim_names or ()
+    name = "tp" if "tp" in names else None
+    return (name is not None or not names) and int(mesh.get_local_rank(name)) > 0
 
 
 def _width(module: nn.Module) -> int | None:
