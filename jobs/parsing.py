@@ -62,10 +62,11 @@ class _OnceLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call] # the stubs leave it untyped
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not read here", event.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not read here", mark)
         if self.depth > MAX_DEPTH:
-            raise yaml.constructor.ConstructorError(None, None, _TOO_DEEP, event.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, _TOO_DEEP, mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

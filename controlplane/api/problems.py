@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from controlplane.services.admission import BatchRefused
@@ -52,10 +53,11 @@ class Problem(Exception):
             },
         )
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """The document as it is sent."""
         headers = {"Retry-After": "2"} if self.status in (429, 503) else {}
-        return JSONResponse(self.body, self.status, headers=headers, media_type=TYPE)
+        # in ASCII: what is refused may hold halves of characters, and is quoted
+        return Response(json.dumps(self.body), self.status, headers=headers, media_type=TYPE)
 
 
 def not_found(what: str, name: object) -> Problem:
@@ -83,7 +85,10 @@ def _of_spec(error: SpecError) -> Problem:
 
 
 def _of_validation(error: RequestValidationError) -> Problem:
-    rows = [{"path": ".".join(map(str, one["loc"][1:])), "message": str(one["msg"])} for one in error.errors()]
+    rows = [
+        {"path": ".".join(map(str, one["loc"][1:])), "message": str(one["msg"]).removeprefix("Value error, ")}
+        for one in error.errors()
+    ]
     return Problem(422, "bad_request", "The request cannot be read", problems=rows)
 
 
@@ -125,20 +130,20 @@ _KNOWN: dict[type[Exception], Callable[[Any], Problem]] = {
 def install(app: FastAPI) -> None:
     """Answers every error of `app` with a problem document."""
 
-    async def known(_request: Request, error: Exception) -> JSONResponse:
+    async def known(_request: Request, error: Exception) -> Response:
         make = next(make for kind, make in _KNOWN.items() if isinstance(error, kind))
         return make(error).response()
 
-    async def own(_request: Request, error: Exception) -> JSONResponse:
+    async def own(_request: Request, error: Exception) -> Response:
         return error.response() if isinstance(error, Problem) else await unexpected(_request, error)
 
-    async def http(_request: Request, error: Exception) -> JSONResponse:
+    async def http(_request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             return await unexpected(_request, error)
         codes = {404: "not_found", 405: "method_not_allowed"}
         return Problem(error.status_code, codes.get(error.status_code, "refused"), str(error.detail)).response()
 
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+    async def unexpected(request: Request, error: Exception) -> Response:
         _log.exception("a request failed", path=request.url.path, error=str(error))
         hint = "Try again; if it stays, look into the server's log for the request id."
         return Problem(500, "internal", "The server failed at this", hint=hint).response()

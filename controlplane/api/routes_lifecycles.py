@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from controlplane.api.access import Caller, Operator, Parts, Viewer
 from controlplane.api.context import Context
@@ -18,12 +19,36 @@ from controlplane.store import lifecycles as rows
 from controlplane.store.base import LIFECYCLE_STATUSES
 from controlplane.store.engine import Session
 from controlplane.store.lifecycles import Executed
+from jobs.contract import is_text
 from jobs.lifecycle import lifecycle_templates, lifecycle_text, parse_lifecycle
 from jobs.spec import JobSpec, SpecError
 
 router = APIRouter(tags=["lifecycles"])
 Json = dict[str, Any]
-Hash = Field(min_length=8, max_length=64, pattern="^[0-9a-fA-F]+$")
+_DIGITS = re.compile("[0-9a-fA-F]{8,64}")
+_ALIAS = re.compile("[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+def _hash(value: str) -> str:
+    if not _DIGITS.fullmatch(value):
+        raise ValueError(f"must be a checkpoint's hash or its first 8 digits or more, not {value[:80]!r}")
+    return value
+
+
+def _alias(value: str) -> str:
+    if not _ALIAS.fullmatch(value):
+        how = "must be 1 to 40 lower-case letters, digits or hyphens, without one at either end"
+        raise ValueError(f"{how}, not {value[:80]!r}")
+    return value
+
+
+def _words(value: str) -> str:
+    if not is_text(value):
+        raise ValueError("holds a NUL or half of a character, which cannot be written down")
+    return value
+
+
+Hash = Annotated[str, AfterValidator(_hash)]
 
 
 class Plan(BaseModel):
@@ -52,8 +77,8 @@ class Word(BaseModel):
     """The checkpoint that is meant, by its hash or at least eight digits of it, and why."""
 
     model_config = ConfigDict(extra="forbid")
-    hash: str = Hash
-    reason: str = Field(default="", max_length=1000)
+    hash: Hash
+    reason: Annotated[str, Field(max_length=1000), AfterValidator(_words)] = ""
 
 
 class Retry(BaseModel):
@@ -68,8 +93,8 @@ class Promotion(BaseModel):
     """The alias and the checkpoint at which it is to point."""
 
     model_config = ConfigDict(extra="forbid")
-    alias: str = Field(pattern="^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
-    hash: str = Hash
+    alias: Annotated[str, AfterValidator(_alias)]
+    hash: Hash
 
 
 def found(session: Session, named: str) -> Executed:

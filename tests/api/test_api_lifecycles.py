@@ -10,6 +10,7 @@ import pytest
 from controlplane.services.lifecycles_conductor import Conductor
 from controlplane.services.reconcile import LEASE
 from controlplane.store import audit, leases
+from jobs.lifecycle import parse_lifecycle
 from tests.runs.conducting import gate, plan
 
 PLAN = plan({"name": "a", "gate": gate("loss < 2.6")}, {"name": "b", "gate": gate(approval=True)})
@@ -129,10 +130,12 @@ def test_a_viewer_only_looks(api: Any, path: str, body: dict[str, Any]) -> None:
     [
         ("stages/a/approve", {"hash": "ab" * 32}, 409, "stage a is waiting and waits for nobody"),
         ("stages/z/approve", {"hash": "ab" * 32}, 404, "walk has no stage z; it has a, b"),
-        ("stages/a/approve", {"hash": "latest"}, 422, ""),
+        ("stages/a/approve", {"hash": "latest"}, 422, "hash or its first 8 digits or more, not 'latest'"),
+        ("stages/a/approve", {"hash": "ab" * 32, "reason": "\0"}, 422, "holds a NUL or half of a character"),
+        ("stages/a/refuse", {"hash": "ab" * 32, "reason": "\ud800"}, 422, "unable to parse raw data as a unicode"),
         ("stages/a/retry", {"fresh": "yes, please"}, 422, ""),
         ("promote", {"alias": "base", "hash": "ab" * 32}, 409, "walk has no checkpoint abababababab"),
-        ("promote", {"alias": "Not One", "hash": "ab" * 32}, 422, ""),
+        ("promote", {"alias": "Not One", "hash": "ab" * 32}, 422, "lower-case letters, digits or hyphens"),
         ("clone", {"begin": "b"}, 409, "a clone cannot begin with b: stage a is waiting"),
         ("clone", {"begin": "z"}, 404, "walk has no stage z"),
     ],
@@ -141,8 +144,31 @@ def test_what_cannot_be_done_is_refused_in_words(
     api: Any, path: str, body: dict[str, Any], status: int, said: str
 ) -> None:
     submit(api)
-    answer = api.call("POST", f"lifecycles/walk/{path}", api.token(role="operator"), json=body)
-    assert answer.status_code == status and said in answer.json()["title"]
+    answer = raw(api, f"lifecycles/walk/{path}", body)
+    told = answer.json()
+    assert answer.status_code == status
+    assert said in told["title"] or any(said in one["message"] for one in told["problems"])
+
+
+def raw(api: Any, path: str, body: Any) -> Any:
+    """POST of JSON that may hold what no text of UTF-8 can."""
+    head = {"Content-Type": "application/json"}
+    return api.call("POST", path, api.token(role="operator"), content=json.dumps(body), headers=head)
+
+
+@pytest.mark.parametrize("value", ["\ud800", "\0", float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["lifecycles", "runs"])
+def test_what_no_database_keeps_is_refused_and_harms_nothing(api: Any, kind: str, value: Any) -> None:
+    bad = plan({"name": "a"}, data={"y": value})
+    path = "defaults.data.y"
+    if kind == "runs":
+        bad = parse_lifecycle(plan({"name": "a"})).job("a", "train").to_dict()
+        bad["spec"]["data"], path = {"y": value}, "data.y"
+    answer = raw(api, kind, {"spec": bad})
+    assert (answer.status_code, [one["path"] for one in answer.json()["problems"]]) == (422, [path])
+    viewer = api.token(role="viewer")
+    assert api.call("GET", kind, viewer).json()[kind] == []
+    assert raw(api, f"{kind}/validate", {"spec": bad}).status_code == 200
 
 
 def test_lifecycles_that_ship_are_apart_from_jobs(api: Any) -> None:
