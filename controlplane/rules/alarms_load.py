@@ -65,9 +65,9 @@ def oscillation(window: ExpertWindow, rule: Rule) -> Judgement:
     swings, wild = swinging_layers(last, rule)
     if not swings.any():
         return Judgement()
-    correlation, lag, fast = last.lag1.copy(), np.ones(len(swings), np.int64), last.lag1 <= at["lag1"]
-    slow, at_lag = _slow_swings(last, rule)
-    correlation[~fast], lag[~fast] = slow[~fast], at_lag[~fast]
+    size, correlation, lag = _slow_swings(last, rule)
+    fast = last.lag1 <= at["lag1"]
+    correlation[fast], lag[fast] = last.lag1[fast], 1
     layer = worst(wild if wild.any() else swings, -correlation)
     period = statistics.period_steps(last.found.share)[layer]
     words = {
@@ -76,32 +76,41 @@ def oscillation(window: ExpertWindow, rule: Rule) -> Judgement:
         "lag": f"{lag[layer]} step{'s' if lag[layer] > 1 else ''}",
         "floors": f"{last.floors[layer]:.1f}",
     }
-    threshold = at["worse_lag1"] if wild.any() else at["lag1"] if fast[layer] else at["slow"]
-    value = float(correlation[layer])
-    return finding(last, rule, swings, layer, value, threshold, words, is_worse=bool(wild.any()))
+    is_worse = bool(wild.any())
+    value, of = (correlation, "lag1") if fast[layer] else (size, "slow")
+    threshold = at[f"worse_{of}"] if is_worse else at[of]
+    return finding(last, rule, swings, layer, float(value[layer]), threshold, words, is_worse=is_worse)
 
 
 def swinging_layers(last: ExpertWindow, rule: Rule) -> tuple[statistics.Bools, statistics.Bools]:
     """[L] which layers of a whole window the oscillation rule names, and which of them at its worse level."""
     at = rule.thresholds
-    slow, _ = _slow_swings(last, rule)
-    swings = ((last.lag1 <= at["lag1"]) & (last.floors > at["cv_floor"])) | (slow <= at["slow"])
-    wild = np.asarray((last.lag1 <= at["worse_lag1"]) | (slow <= at["worse_lag1"]))
+    size, _, _ = _slow_swings(last, rule)
+    swings = ((last.lag1 <= at["lag1"]) & (last.floors > at["cv_floor"])) | (size > at["slow"])
+    wild = np.asarray((last.lag1 <= at["worse_lag1"]) | (size > at["worse_slow"]))
     return swings | wild, wild
 
 
-def _slow_swings(last: ExpertWindow, rule: Rule) -> tuple[statistics.Floats, NDArray[np.int64]]:
-    """[L] the most negative autocorrelation of the loads up to `slow_lags`, and its lag, half a period; NaN in layers
-    whose steps are not far from even, as healthy controllers with momentum swing a little, or get more even."""
+def _slow_swings(last: ExpertWindow, rule: Rule) -> tuple[statistics.Floats, statistics.Floats, NDArray[np.int64]]:
+    """[L] the size of each layer's swing in floors, its autocorrelation and the lag of that, half a period.
+
+    Size is the CV that passes within the window, in floors, times the most negative autocorrelation up to `slow_lags`,
+    turned round. Healthy controllers with momentum swing a little: where even all of the CV would be too small a
+    swing, or the CV is small in itself, it is NaN.
+    """
     at = rule.thresholds
-    far = (last.floors > at["slow_cv_floor"]) & (last.cv > at["slow_cv"])
-    far = np.flatnonzero(far & ~last.falling_within(rule))
-    strongest, lag = np.full(len(last.floors), np.nan), np.ones(len(last.floors), np.int64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a layer without tokens
+        passing = last.floors * np.sqrt(np.clip(1 - (last.lasting.cv / last.cv) ** 2, 0.0, 1.0))
+    size, correlation = np.full((2, len(passing)), np.nan)
+    lag = np.ones(len(passing), np.int64)
+    far = np.flatnonzero((passing > at["slow"]) & (last.cv > at["slow_cv"]))
     if len(far):
-        counts = last.counts[:, far, : last.experts].astype(np.float64)
-        found = autocorrelations(counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1.0), int(at["slow_lags"]))
-        strongest[far], lag[far] = found.min(axis=-1), np.nan_to_num(found).argmin(axis=-1) + 1
-    return strongest, lag
+        counts = last.counts[:, far, : last.experts].astype(np.float32)
+        found = autocorrelations(counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1), int(at["slow_lags"]))
+        correlation[far], lag[far] = found.min(axis=-1), np.nan_to_num(found).argmin(axis=-1) + 1
+        clear = correlation[far] <= at["slow_lag"]  # the least of so many is below zero by chance too
+        size[far] = np.where(clear, -correlation[far] * passing[far], np.nan)
+    return size, correlation, lag
 
 
 def dead(window: ExpertWindow, rule: Rule) -> Judgement:

@@ -54,7 +54,7 @@ _TAKES = {
     },
     "expert-oscillation": {
         *("window_steps", "warmup_steps", "lag1", "cv_floor", "worse_lag1"),
-        *("slow", "slow_lags", "slow_cv_floor", "slow_cv", "falling"),
+        *("slow", "worse_slow", "slow_lag", "slow_lags", "slow_cv"),
     },
     "expert-dead": {"steps", "warmup_steps", "patience_steps"},
     "expert-runaway": {

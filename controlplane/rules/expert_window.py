@@ -152,23 +152,13 @@ class ExpertWindow:
     def falling(self, rule: Rule) -> statistics.Bools:
         """[L] whether the CV is on its way down: that of the window's later half is below that of its earlier half by
         more than `falling` of it, or the window's below the one of TREND_STEPS before by more than `trend` of that."""
-        at, down = rule.thresholds, self.falling_within(rule)
+        half, at = len(self.steps) // 2, rule.thresholds
+        early, late = self.cvs[:half].mean(axis=0), self.cvs[half:].mean(axis=0)
+        down = late < early * (1 - at["falling"])
         if self.cv_before is not None:
-            early, late = self._halves
             # a layer that rises within the window is not falling, whatever it was before
             down |= (self.cv < self.cv_before * (1 - at["trend"])) & (late < early * (1 + at["falling"]))
         return np.asarray(down, dtype=np.bool_)
-
-    def falling_within(self, rule: Rule) -> statistics.Bools:
-        """[L] the first of the two."""
-        early, late = self._halves
-        return np.asarray(late < early * (1 - rule.thresholds["falling"]), dtype=np.bool_)
-
-    @property
-    def _halves(self) -> tuple[statistics.Floats, statistics.Floats]:
-        """[L] the mean CV of the window's earlier half and of its later one."""
-        half = len(self.steps) // 2
-        return self.cvs[:half].mean(axis=0), self.cvs[half:].mean(axis=0)
 
 
 def unknown(window: ExpertWindow, rule: Rule) -> Judgement:
