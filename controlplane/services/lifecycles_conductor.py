@@ -65,6 +65,8 @@ class Conductor:
         self._settled: set[str] = set()
         self._unread: dict[str, str] = {}
         """of this round: runs whose disk does not say all yet, and what cannot be read there, "" for nothing"""
+        self._marked = False
+        """whether a stage of the lifecycle that was looked at last says that it waits for a disk"""
         self._still: set[str] = set()
         self._seen: dict[str, tuple[Sign, float]] = {}
         """under which sign a lifecycle was looked at last and found to wait for news, and when"""
@@ -126,6 +128,7 @@ class Conductor:
             if found is None:
                 return Rest()
             plan = self._plan(found)
+            self._marked = any(one.unread is not None for one in found.stages)
             view = lifecycles_look.view_of(session, found, plan, now, settled=self._settled, unread=self._unread)
         move = decide(view)
         if isinstance(move, Rest):
@@ -192,11 +195,11 @@ class Conductor:
     def _note_unread(self, lifecycle_id: str, lease_epoch: int, now: float) -> None:
         """Which stages wait for a disk, and which do so no more, once the round has asked all of them."""
         blind = {run_id: why for run_id, why in self._unread.items() if why}
+        if not (blind or self._marked):
+            return
         with self._store.read() as session:
             found = lifecycles.get(session, lifecycle_id)
-            if found is None or not (blind or any(one.unread for one in found.stages)):
-                return
-            if not lifecycles_unread.news(session, found, blind, now):
+            if found is None or not lifecycles_unread.news(session, found, blind, now):
                 return
         with self._store.write() as session:
             leases.guard(session, LEASE, lease_epoch)

@@ -148,7 +148,7 @@ def _stage(named: str) -> None:
         lifecycle_actions.buttons(STAGE_BUTTONS, reasons, view, stage)
     if stage.get("reason") and stage.get("state") != "held":  # of a held one the page's first sentence tells
         st.html(f'<p class="tt-lead tt-small">{words.tied(theme.escape(str(stage["reason"])))}</p>')
-    if stage.get("unread"):
+    if stage.get("unread") and view.get("desired") != "run":  # else the page's first sentence tells
         st.html(f'<p class="tt-lead tt-small">{words.tied(theme.escape(str(stage["unread"]["sentence"])))}</p>')
     st.html(lifecycle_cards.gate_block(stage))
     theme.section("Checkpoint", "what the stage starts from and what it made")
