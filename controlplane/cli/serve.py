@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -125,7 +126,7 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock, pages: Pages =
     store = Store(settings.database_url)
     store.migrate()
     book = rule_book.load()
-    live = Live(store, clock)
+    live = Live(store, clock, book)
     live.rebuild()
     ingest = Ingest(store, live, clock)
     policy = UrlPolicy(allow_loopback=settings.webhook_loopback, own=frozenset({own}))
@@ -151,8 +152,7 @@ def build(settings: Settings, own: tuple[str, int], clock: Clock, pages: Pages =
     )
     metering = Metering(store, places, backends)
     loops["meters"] = Loop("meters", METERS_S, leadership.leading(metering.read_once), clock)
-    costs = leadership.leading(lambda epoch, now: lifecycles_cost.keep_once(store, epoch, now))
-    loops["costs"] = Loop("costs", COSTS_S, costs, clock)
+    loops["costs"] = Loop("costs", COSTS_S, leadership.leading(partial(lifecycles_cost.keep_once, store)), clock)
     context = Context(
         store=store,
         live=live,
