@@ -54,17 +54,32 @@ def batches(problems: Sequence[Problem], count: int) -> list[Sequence[Problem]]:
 
 
 def metrics_of(found: Sequence[Compared]) -> dict[str, float]:
-    """The metrics over all problems, and of each environment under `<environment>/<metric>`."""
+    """The metrics over all problems, and of each environment under `<environment>/<metric>`.
+
+    `pass@1_se` is the standard error of pass@1 on these very problems: what other samples of them would change.
+    """
     problems = [one.problem for one in found]
-    metrics = means(found)
+    metrics = means(found) | _spread(found)
     baselines = []
     for name, places in by_environment(problems).items():
         own = [found[place] for place in places]
         baseline = constant_baseline_of(find(name), [one.problem for one in own])
         baselines += [baseline] * len(own)
-        metrics |= {f"{name}/{metric}": value for metric, value in means(own).items()}
+        metrics |= {f"{name}/{metric}": value for metric, value in (means(own) | _spread(own)).items()}
         metrics[f"{name}/constant_baseline"] = baseline
     return metrics | {"constant_baseline": fmean(baselines), "problems": float(len(found))}
+
+
+def _spread(found: Sequence[Compared]) -> dict[str, float]:
+    """`pass@1_se`; nothing where a problem has one sample, which says nothing of its spread.
+
+    Each problem's samples are independent, so the mean over problems has the variance Σ s²/n / N², where s² is the
+    unbiased variance of a problem's n scores: p (1 − p) n / (n − 1) of scores 0 and 1, and no more of those between.
+    """
+    if any(one.samples < 2 for one in found):
+        return {}
+    variance = sum(one.pass_at_1 * (1 - one.pass_at_1) / (one.samples - 1) for one in found)
+    return {"pass@1_se": math.sqrt(variance) / len(found)}
 
 
 def table(found: Sequence[Compared]) -> list[dict[str, Any]]:

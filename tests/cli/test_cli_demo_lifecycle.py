@@ -9,37 +9,37 @@ from typing import Any
 import pytest
 
 from controlplane.cli.demo_drills import POISON, TOO_MUCH, planted
-from controlplane.cli.demo_lifecycle_report import CHECKS, failures
+from controlplane.cli.demo_lifecycle_learning import compared, held_out, line_of, rose
+from controlplane.cli.demo_lifecycle_report import CHECKS, TAUGHT, failures
 from jobs.lifecycle import load_lifecycle
 
 Json = dict[str, Any]
 
 
 def stage(name: str, at: int, **more: Any) -> Json:
-    plain = {"stage": name, "state": "passed", "metric": "loss", "first": 4.0, "last": 2.0, "held_out": None}
+    plain = {"stage": name, "state": "passed", "metric": "loss", "first": 4.0, "last": 2.0, "learning": None}
     vio = {"max_vio": {"first": 6.0, "last": 1.0}, "resume_step": None, "manifest_step": None}
     hashes = {"checkpoint_hash": f"h{at}", "init_hash": f"h{at - 1}" if at else None}
     return {**plain, **vio, **hashes, "first_step_after_restart": None, **more}
 
 
 def whole() -> Json:
-    held = {"pass@1": 0.2, "constant_baseline": 0.02}
+    learning = {"fine_tuned": 0.2, "before": 0.2, "after": 0.3, "se": 0.02, "constant_baseline": 0.05}
     resumed = {"resume_step": 30, "manifest_step": 30, "first_step_after_restart": 31}
     stages = [
         stage("pretrain", 0, **resumed),
         stage("midtrain", 1, first=2.5, last=2.5),
-        stage("sft", 2, held_out=held),
-        stage("rl-1", 3, metric="sampled_accuracy", held_out={**held, "pass@1": 0.3}),
-        stage("evaluate", 4, metric="rsa", checkpoint_hash="h3"),
-        stage("release", 5, metric="loads", checkpoint_hash="h3", init_hash="h3"),
+        stage("sft", 2),
+        *(stage(name, 3 + at, metric="held_out_pass@1", learning=learning) for at, name in enumerate(TAUGHT)),
+        stage("evaluate", 6, metric="rsa", checkpoint_hash="h5"),
+        stage("release", 7, metric="loads", checkpoint_hash="h5", init_hash="h5"),
     ]
-    stages[4]["init_hash"] = "h3"
     drills = [
         {"kind": "loss spike", "decision": "restart_rollback", "recovered": True},
         {"kind": "node fault", "decision": "restart_exclude", "recovered": True},
     ]
     rsa = {"rsa": 0.1, "tokens_per_problem": 40.0, "plain_tokens_per_problem": 42.0}
-    release = {"loads": True, "checkpoint_hash": "h3"}
+    release = {"loads": True, "checkpoint_hash": "h5"}
     return {"lifecycle": {"status": "succeeded"}, "stages": stages, "drills": drills, "rsa": rsa, "release": release}
 
 
@@ -61,9 +61,6 @@ BREAKS: dict[str, Callable[[Json], object]] = {
     "MaxVio fell in pretraining: the experts were balanced": lambda o: o["stages"][0].update(
         max_vio={"first": 6.0, "last": 5.0}
     ),
-    "held-out accuracy rose in reinforcement learning, above the best constant answer": lambda o: o["stages"][3].update(
-        held_out={"pass@1": 0.21, "constant_baseline": 0.02}
-    ),
     "every drill was got over": lambda o: o["drills"][0].update(recovered=False),
     "a node fault excluded its node": lambda o: o["drills"][1].update(decision="restart"),
     "a loss spike rolled back and skipped its data": lambda o: o["drills"][0].update(decision="restart"),
@@ -71,6 +68,15 @@ BREAKS: dict[str, Callable[[Json], object]] = {
     "the released model loads in transformers in a fresh process": lambda o: o["release"].update(loads=False),
     "the release is of the checkpoint that was evaluated": lambda o: o["release"].update(checkpoint_hash="h2"),
 }
+
+
+def raised(name: str) -> str:
+    """The sentence of the check that a stage has raised accuracy."""
+    return next(sentence for sentence, _, _ in CHECKS if sentence.startswith(f"{name} ended"))
+
+
+for at, name in enumerate(TAUGHT, 3):
+    BREAKS[raised(name)] = lambda o, at=at: o["stages"][at]["learning"].update(after=0.23)  # type: ignore[misc]  # mypy cannot type a lambda with a default
 
 
 @pytest.mark.parametrize("sentence", [sentence for sentence, _, _ in CHECKS])
@@ -92,3 +98,62 @@ def test_the_drills_are_planted_in_the_plan_that_ships() -> None:
     assert stages["midtrain"]["job"]["data"]["poison"] == f"{POISON[0]}-{POISON[1]}"
     assert TOO_MUCH in stages["sft"]["gate"]["require"] and len(stages["sft"]["gate"]["require"]) == 2
     assert "poison" not in stages["pretrain"]["job"]["data"]
+
+
+def told(name: str, init: str, candidate: str, **accuracies: float) -> Json:
+    """A stage as the API tells it, with an evaluation of its checkpoint on these environments."""
+    metrics = {f"micro/{one}/pass@1": value for one, value in accuracies.items()}
+    metrics |= {f"micro/{one}/pass@1_se": 0.03 for one in accuracies}
+    metrics |= {f"micro/{one}/constant_baseline": 0.1 for one in accuracies}
+    runs = [{"role": "train", "metrics": {}}, {"role": "evaluate", "metrics": metrics | {"pass@1": 0.5}}]
+    hashes = {"init": {"hash": init}, "candidate": {"hash": candidate}}
+    return {"name": name, "role": "train", "runs": runs if accuracies else runs[:1], **hashes}
+
+
+def test_a_stage_is_compared_with_its_start_and_the_fine_tuned_model_on_its_own_environments() -> None:
+    stages = [
+        told("sft", "b", "c", sort=0.2, add=0.4, copy=0.9),
+        told("rl-1", "c", "d", sort=0.3),
+        told("rl-2", "d", "e", sort=0.4, add=0.3),
+        told("rl-3", "e", "f", add=0.6),
+        told("rl-4", "f", "g"),
+    ]
+    assert compared(stages, stages[0]) is None and compared(stages, stages[4]) is None
+    one, two, three = (compared(stages, stage) for stage in stages[1:4])
+    assert one is not None and two is not None and three is not None
+    assert (one["fine_tuned"], one["before"], one["after"]) == (0.2, 0.2, 0.3)
+    assert (three["fine_tuned"], three["before"], three["after"]) == (0.4, 0.3, 0.6)
+    assert two["before"] is None, "rl-1 was not asked micro/add"
+    assert (two["fine_tuned"], two["after"]) == (pytest.approx(0.3), pytest.approx(0.35))
+    assert one["se"] == pytest.approx(0.03 * 2**0.5) and two["se"] == pytest.approx(0.03)
+    found = held_out(stages[1])
+    assert found is not None and found["pass@1"] == 0.5 and list(found["environments"]) == ["micro/sort"]
+
+
+@pytest.mark.parametrize(
+    ("after", "fine_tuned", "baseline", "right"),
+    [(0.31, 0.2, 0.05, True), (0.29, 0.2, 0.05, False), (0.31, 0.2, 0.25, False), (0.19, 0.2, 0.05, False)],
+)
+def test_a_rise_is_two_standard_errors_above_the_better_of_both(
+    after: float, fine_tuned: float, baseline: float, right: bool
+) -> None:
+    learning = {"after": after, "fine_tuned": fine_tuned, "constant_baseline": baseline, "se": 0.05}
+    assert rose(learning) is right
+    row = {"stage": "rl-2", "learning": learning | {"before": 0.1}, "difficulty": {"first": 2.0, "last": 3.5}}
+    assert "2.0 → 3.5" in line_of(row) and f"→ {after:.3f}" in line_of(row)
+
+
+def test_stages_that_are_compared_are_asked_the_same_problems() -> None:
+    """Of the plan that ships: each environment has one span in all gates, and all evaluations draw alike."""
+    plan = load_lifecycle("toy-lifecycle")
+    spans: dict[str, set[str]] = {}
+    numbers = set()
+    for name in ("sft", *TAUGHT):
+        gate = plan.stage(name).gate
+        assert gate is not None and gate.evaluation is not None
+        job = plan.job(name, "evaluate").to_dict()["spec"]
+        for part in job["data"]["environments"].split(", "):
+            spans.setdefault(part.partition("@")[0], set()).add(part)
+        words = ("problems", "rollouts", "candidates", "rounds", "limit")
+        numbers.add((job["train"]["seed"], *(job["data"][word] for word in words)))
+    assert len(numbers) == 1 and all(len(found) == 1 for found in spans.values())

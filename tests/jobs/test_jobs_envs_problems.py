@@ -63,9 +63,63 @@ def test_a_function_held_out_as_an_expression_is_held_out_as_a_function_too() ->
     assert all(expressions[body] == functions[body] for body in shared)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("math/arithmetic", 0.25), ("math/linear", 0.2), ("code/expression", 0.2)])
-def test_a_constant_answer_stays_below_its_bound(name: str, bound: float) -> None:
-    assert 0.0 < constant_baseline(find(name), 1, 60, 0) < bound
+@pytest.mark.parametrize(
+    ("name", "problems", "bound"),
+    [("math/arithmetic", 60, 0.25), ("math/linear", 60, 0.2), ("math/union", 60, 0.15)]
+    + [("code/expression", 60, 0.2), ("code/fold", 30, 0.15)],
+)
+def test_a_constant_answer_stays_below_its_bound(name: str, problems: int, bound: float) -> None:
+    assert 0.0 < constant_baseline(find(name), find(name).easiest, problems, 0) < bound
+
+
+@pytest.mark.parametrize("name", ["code/expression", "code/function", "code/fold"])
+def test_a_reference_is_right_when_it_is_run(name: str) -> None:
+    """`score` takes it unread, so that it must be."""
+    one = code.ENVIRONMENTS[name.partition("/")[2]]
+    assert isinstance(one, code.MicroCode | code.Fold)
+    for difficulty in range(one.easiest, one.hardest + 1):
+        problem = one.problem(difficulty, 5)
+        assert code.passes(one.wrap(problem.answer), problem.data)
+        assert one.score(problem, f"({problem.answer})") == (name != "code/function"), "other words are run"
+
+
+def test_a_union_has_each_element_once_in_any_order() -> None:
+    union = find("math/union")
+    for difficulty in range(union.easiest, union.hardest + 1):
+        one, other = union.problem(difficulty, 1).question.split()[1:]
+        assert len(one) + len(other) == difficulty and set(union.problem(difficulty, 1).answer) == {*one, *other}
+    problem = next(one for seed in range(99) if len((one := union.problem(4, seed)).answer) == 3)
+    for right in (problem.answer, problem.answer[::-1], f" {problem.answer}\n"):
+        assert union.score(problem, right) == 1.0
+    one, other = problem.question.split()[1:]
+    for wrong in (one + other, problem.answer[:2], f"{one} {other}", problem.answer + "z"):
+        assert union.score(problem, wrong) == 0.0
+
+
+@pytest.mark.parametrize("name", ["math/arithmetic", "math/fraction"])
+def test_a_question_is_no_answer_to_itself(name: str) -> None:
+    problem = find(name).problem(1, 3)
+    for undone in (problem.question, f"={problem.question}", f"({problem.question})", f"{problem.answer} + 0"):
+        assert find(name).score(problem, undone) == 0.0
+    for done in (f"{problem.question}={problem.answer}", rf"\boxed{{{problem.answer}}}"):
+        assert find(name).score(problem, done) == 1.0
+
+
+def test_a_fold_is_right_in_any_order_that_has_its_value_and_in_no_other() -> None:
+    fold = find("code/fold")
+    values: dict[tuple[int, ...], set[str]] = {}
+    for difficulty in (1, 2):
+        for seed in range(600):
+            problem = fold.problem(difficulty, seed)
+            key = problem.answer[0] * ("-" in problem.answer) + "".join(sorted(problem.answer))
+            values.setdefault(tuple(problem.data["expected"]), set()).add(key)
+    assert len(values) > 300 and all(len(same) == 1 for same in values.values()), "no two agree by accident"
+    problem = next(one for seed in range(50) if (one := fold.problem(2, seed)).question.startswith("minus"))
+    first, second, third = problem.question.removeprefix("minus ")
+    assert problem.answer == f"{first}-{second}-{third}"
+    assert fold.score(problem, f"{first}-({third}+{second})") == 1.0
+    for wrong in (f"{second}-{first}-{third}", f"{first}-{second}", "0", f"{first}-({second}", "__import__('os')"):
+        assert fold.score(problem, wrong) == 0.0
 
 
 def test_arithmetic_is_worked_by_the_usual_precedence() -> None:

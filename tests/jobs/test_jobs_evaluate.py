@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -108,6 +108,24 @@ def test_metrics_are_told_over_all_and_of_each_environment_with_its_baseline() -
     assert json.loads(json.dumps(rows)) == rows
 
 
+def test_the_standard_error_is_what_other_samples_of_the_same_problems_change() -> None:
+    """Beside the spread of 300 evaluations of one made-up policy; without two samples of each problem there is none."""
+    problems = drawn("micro/parity@8-10", 20, 0, held=True)
+    answered, rng = found_by(0.5, False, problems), random.Random(0)
+    chances = [random.Random(one.id).random() for one in problems]
+
+    def evaluation(samples: int) -> list[Compared]:
+        shares = [sum(rng.random() < chance for _ in range(samples)) / samples for chance in chances]
+        return [
+            replace(one, pass_at_1=share, samples=samples)
+            for one, share in zip(answered, shares, strict=True)
+        ]
+
+    found = [metrics_of(evaluation(4)) for _ in range(300)]
+    assert fmean(one["pass@1_se"] for one in found) == pytest.approx(stdev(one["pass@1"] for one in found), rel=0.15)
+    assert "pass@1_se" not in metrics_of(evaluation(1))
+
+
 def test_problems_that_are_evaluated_are_never_trained_on() -> None:
     names = "micro/reverse@3-5, micro/add@4"
     evaluated, trained = drawn(names, 50, 1, held=True), drawn(names, 200, 1, held=False)
@@ -201,6 +219,7 @@ def test_an_evaluation_of_another_checkpoint_or_that_was_stopped_leaves_nothing(
         ({"TRIMTAB_DATA_JSON": '{"sets": "none"}'}, "there is no problem set 'none'"),
         ({"TRIMTAB_DATA_JSON": "[]"}, "must be a JSON object"),
         ({"WORLD_SIZE": "2"}, "one process, not 2"),
+        ({"PET_NNODES": "2", "PET_NODE_RANK": "1"}, "one process, not 2"),
     ):
         assert one.run(attempt, DATA, **more) == Exit.CONFIG, words
         assert words in one.record().error_message

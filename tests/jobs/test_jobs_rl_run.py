@@ -198,6 +198,10 @@ def test_a_whole_attempt_leaves_checkpoints_records_and_a_result(whole: Run) -> 
     assert 0 < result.metrics["sampled_accuracy"] < 1
     assert result.metrics["dropped_groups"] > 0
     assert result.metrics["rollout_restarts"] == 0
+    assert 2 <= result.metrics["first_difficulty"] < 5 and 2 <= result.metrics["difficulty"] <= 6
+    told = result.details["told"]
+    assert (told["micro/parity/bound"][0], told["micro/first/bound"][0]) == (3, 2), "where the curriculum starts"
+    assert result.metrics["micro/parity/first_bound"] == 3 and 3 <= result.metrics["micro/parity/bound"] <= 6
     assert result.details["told"]["staleness"] == [0, 1, 0, 0, 0, 1], "pushed after steps 2 and 4 and the save after 3"
 
 

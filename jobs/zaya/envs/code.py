@@ -1,9 +1,10 @@
 """Code: small functions described in words, and problem sets of your own as JSONL; candidates run in the sandbox.
 
-`code/expression` asks for the expression (`x+3`), `code/function` for the whole of it (`def f(x): return x+3`);
-difficulty counts the operations. `code/set` has no generator: it scores the problems of a file. An answer is right
-when every call returns what is expected: 1 or 0, no partial credit, since a constant gets some calls right. Expected
-values stay outside the sandbox. No torch.
+`code/expression` asks for the expression (`x+3`), `code/function` for the whole of it (`def f(x): return x+3`),
+`code/fold` for one operation over several arguments (`c-a-h`), which a model of toy size can learn since it has to copy
+nothing but letters; difficulty counts the operations. `code/set` has no generator: it scores the problems of a file. An
+answer is right when every call returns what is expected: 1 or 0, no partial credit, since a constant gets some calls
+right. An answer in the reference's own words is not run. Expected values stay outside the sandbox. No torch.
 
 A set's problem carries in `data` either `function`, `calls` (lists of arguments) and `expected` (a value a call), or
 `programs`, a list of `{"stdin", "stdout"}`.
@@ -28,6 +29,9 @@ from jobs.zaya.sandbox import outer as sandbox
 
 FAMILY = "code"
 _INPUTS = (-7, -2, 0, 1, 2, 3, 10, 25)
+_LETTERS = "abcdefgh"
+_ROWS = ((31, 47, 59, 73, 83, 97, 109, 127), (-19, 23, 5, -43, 11, 61, 2, -7), (3, -5, 89, 17, -67, 29, 13, 41))
+"""Values of the letters at which no two of them of one or two operations agree by accident."""
 _FENCED = re.compile(r"```[a-z0-9]*\n(.*?)```", re.DOTALL)
 _WORDS = {"plus": "+", "minus": "-", "times": "*"}
 _TOLERANCE = 1e-9
@@ -120,7 +124,7 @@ class MicroCode:
             TASK: task,
             "function": "f",
             "calls": [[x] for x in _INPUTS],
-            "expected": [_value(ast.parse(expression, mode="eval").body, x) for x in _INPUTS],
+            "expected": [_value(ast.parse(expression, mode="eval").body, {"x": x}) for x in _INPUTS],
         }
         question = f"{self.word[:4]} {task}"
         return Problem(
@@ -130,7 +134,45 @@ class MicroCode:
     def score(self, problem: Problem, answer: str) -> float:
         """ContractError only where there is no sandbox or the problem has no tests; never for an answer."""
         code = code_in(answer)
-        return float(bool(code) and passes(self.wrap(code), problem.data))
+        return float(code == problem.answer or (bool(code) and passes(self.wrap(code), problem.data)))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Functions of the whole numbers a to h: `minus cah` is worked from left to right. No letter twice."""
+
+    word: str = "fold"
+    easiest: int = 1
+    hardest: int = 6
+
+    @property
+    def name(self) -> str:
+        return f"{FAMILY}/{self.word}"
+
+    def problem(self, difficulty: int, seed: int) -> Problem:
+        """A question of at most 13 characters."""
+        within(self, difficulty)
+        rng = random.Random(f"{self.name}/{difficulty}/{seed}")
+        word, letters = rng.choice(list(_WORDS)), rng.sample(_LETTERS, difficulty + 1)
+        task, expression = f"{word} {''.join(letters)}", _WORDS[word].join(letters)
+        tree = ast.parse(expression, mode="eval").body
+        data = {
+            TASK: task,
+            "function": "f",
+            "calls": [list(row) for row in _ROWS],
+            "expected": [_value(tree, dict(zip(_LETTERS, row, strict=True))) for row in _ROWS],
+        }
+        return Problem(self.name, f"{self.name}/{difficulty}/{seed}", task, expression, difficulty, data)
+
+    def score(self, problem: Problem, answer: str) -> float:
+        """ContractError only where there is no sandbox or the problem has no tests; never for an answer."""
+        code = code_in(answer)
+        return float(code == problem.answer or (bool(code) and passes(self.wrap(code), problem.data)))
+
+    @staticmethod
+    def wrap(answer: str) -> str:
+        """From an answer to the source of a function f."""
+        return f"def f({', '.join(_LETTERS)}): return {answer}"
 
 
 @dataclass(frozen=True)
@@ -152,22 +194,23 @@ class CodeSet:
         return float(bool(code) and passes(code, problem.data))
 
 
-def _value(node: ast.expr, x: int) -> int:
-    """An expression of ours at x, worked out without running anything."""
+def _value(node: ast.expr, at: Mapping[str, int]) -> int:
+    """An expression of ours where its names have these values, worked out without running anything."""
     match node:
-        case ast.Name():
-            return x
+        case ast.Name(id=name):
+            return at[name]
         case ast.Constant(value=int() as value):
             return value
         case ast.BinOp(left=left, op=op, right=right):
-            one, two = _value(left, x), _value(right, x)
+            one, two = _value(left, at), _value(right, at)
             return one + two if isinstance(op, ast.Add) else one - two if isinstance(op, ast.Sub) else one * two
     raise ValueError(ast.dump(node))
 
 
-ENVIRONMENTS: dict[str, MicroCode | CodeSet] = {
+ENVIRONMENTS: dict[str, MicroCode | Fold | CodeSet] = {
     "expression": MicroCode("expression", lambda answer: f"def f(x): return {answer}", str),
     "function": MicroCode("function", str, lambda expression: f"def f(x): return {expression}"),
+    "fold": Fold(),
     "set": CodeSet(),
 }
 
@@ -184,7 +227,7 @@ def _need_a_sandbox() -> None:
         raise ContractError(f"code cannot be judged on this machine: {reason}")
 
 
-def environment(rest: str) -> MicroCode | CodeSet | None:
+def environment(rest: str) -> MicroCode | Fold | CodeSet | None:
     """The environment with this word, None if there is none. ContractError where no sandbox can be had."""
     _need_a_sandbox()
     return ENVIRONMENTS.get(rest)

@@ -1,9 +1,12 @@
 """Mathematics: small generated arithmetic, and problem sets of your own as JSONL.
 
 `math/arithmetic` asks for a value, `math/linear` for the solution of an equation, `math/fraction` for a sum of
-fractions; their difficulty counts operations, digits of the numbers, and digits of the denominators. `math/set` has no
-generator: it scores the problems of a file whose lines name it. An answer is right when math-verify finds it equal to
-the reference: 1 or 0, no partial credit. The same text and whole numbers are compared without it. No code is run.
+fractions; their difficulty counts operations, digits of the numbers, and digits of the denominators. `math/union` asks
+for the union of two sets of letters, its difficulty counts the letters of both: a model of toy size learns no numbers,
+and this is no measure of more than copying and leaving out. `math/set` has no generator: it scores the problems of a
+file whose lines name it. An answer is right when math-verify finds it equal to the reference: 1 or 0, no partial
+credit. The same text and whole numbers are compared without it, a union is right in any order. No code is run. To a
+generated question an answer that leaves an operation to be done, such as the question itself, is none.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ from jobs.zaya.envs.base import Problem, within
 
 FAMILY = "math"
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_LETTERS = "abcdefgh"
+_UNDONE = re.compile(r"\d\s*[+*-]\s*\d")
+"""An operation between two numbers; a fraction's bar is none."""
 _LONGEST = 4000
 """Of a longer answer the end counts, where the result stands."""
 _WORKER = Path(__file__).with_name("mathworker.py")
@@ -141,7 +147,34 @@ class Generated:
         return Problem(self.name, f"{self.name}/{difficulty}/{seed}", question, answer, difficulty)
 
     def score(self, problem: Problem, answer: str) -> float:
-        return float(equal(problem.answer, answer))
+        """What follows the last equals sign is the answer, where there is one."""
+        undone = _UNDONE.search(answer[-_LONGEST:].rpartition("=")[2])
+        return float(undone is None and equal(problem.answer, answer))
+
+
+@dataclass(frozen=True)
+class Union:
+    """The union of two sets of the letters a to h, `union ab bd`: each element once, in any order."""
+
+    word: str = "union"
+    easiest: int = 2
+    hardest: int = 6
+
+    @property
+    def name(self) -> str:
+        return f"{FAMILY}/{self.word}"
+
+    def problem(self, difficulty: int, seed: int) -> Problem:
+        """A question of at most 13 characters; the sets share letters as often as chance has it."""
+        within(self, difficulty)
+        rng = random.Random(f"{self.name}/{difficulty}/{seed}")
+        size = rng.randint(1, difficulty - 1)
+        one, other = ("".join(rng.sample(_LETTERS, count)) for count in (size, difficulty - size))
+        answer = "".join(dict.fromkeys(one + other))
+        return Problem(self.name, f"{self.name}/{difficulty}/{seed}", f"{self.word} {one} {other}", answer, difficulty)
+
+    def score(self, problem: Problem, answer: str) -> float:
+        return float(sorted(answer.strip()) == sorted(problem.answer))
 
 
 @dataclass(frozen=True)
@@ -194,10 +227,11 @@ def _fraction(rng: random.Random, digits: int) -> tuple[str, str]:
 
 
 _ASK = {"arithmetic": _arithmetic, "linear": _linear, "fraction": _fraction}
-ENVIRONMENTS: dict[str, Generated | MathSet] = {
+ENVIRONMENTS: dict[str, Generated | Union | MathSet] = {
     "arithmetic": Generated("arithmetic", 1, 8),
     "linear": Generated("linear", 1, 4),
     "fraction": Generated("fraction", 1, 4),
+    "union": Union(),
     "set": MathSet(),
 }
 
@@ -207,6 +241,6 @@ def names() -> list[str]:
     return [one.name for one in ENVIRONMENTS.values()]
 
 
-def environment(rest: str) -> Generated | MathSet | None:
+def environment(rest: str) -> Generated | Union | MathSet | None:
     """The environment with this word, None if there is none."""
     return ENVIRONMENTS.get(rest)

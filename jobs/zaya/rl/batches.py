@@ -47,6 +47,11 @@ class Taken:
         return sum(scores) / len(scores) if scores else 0.0
 
     @property
+    def difficulty(self) -> float:
+        """The mean difficulty of the prompts."""
+        return sum(group.problem.difficulty for group in self.sampled) / len(self.sampled) if self.sampled else 0.0
+
+    @property
     def gold(self) -> float | None:
         """The mean of the rubric's scores; None where there is no rubric."""
         golds = [worth.gold for group in self.sampled for worth in group.worths if worth.gold is not None]

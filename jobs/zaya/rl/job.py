@@ -61,6 +61,12 @@ def _held_to(shapes: ModelConfig, words: dict[str, Any]) -> TrainConfig:
     return train
 
 
+def first_of(name: str) -> str:
+    """The metric that has a number's mean over the first steps: `first_reward`, `micro/sort/first_bound`."""
+    environment, slash, own = name.rpartition("/")
+    return f"{environment}{slash}first_{own}"
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
@@ -173,6 +179,7 @@ class Job:
 
     def _one_step(self, tell: Callable[..., None]) -> None:
         begun, number = time.perf_counter(), self.step + 1
+        bounds = self.sampler.bounds()
         self.beat.phase("rollout")
         taken = self.batches.take(number, self._stopped, lambda: self.beat.phase("rollout"))
         self._note_pids()
@@ -193,15 +200,16 @@ class Job:
         )
         self.learner.reset_counts()
         self.beat.step(number, seconds)
-        self._tell_people(taken, done, rolled, seconds)
+        self._keep(taken, done, bounds)
+        self._tell_people(number, taken, done, rolled, seconds)
 
     def _stopped(self) -> bool:
         """Whether completions are waited for no longer; a first step is finished, or there would be nothing to save."""
         return self.flag.stop and self.step > 0
 
-    def _tell_people(self, taken: Taken, done: Learned, rolled: float, seconds: float) -> None:
-        """Keeps a step's numbers and prints them."""
-        found = {
+    def _keep(self, taken: Taken, done: Learned, bounds: Mapping[str, int]) -> None:
+        """Keeps a step's numbers; `bounds` are those of an adaptive curriculum before the step moved them."""
+        found: dict[str, float | None] = {
             "reward": taken.reward,
             "sampled_accuracy": taken.accuracy,
             "dropped_groups": taken.all_pass + taken.all_fail + taken.all_same,
@@ -210,13 +218,19 @@ class Job:
             "route_mismatch": None if math.isnan(done.mismatch) else done.mismatch,
             "proxy": None if self.config.judge == "none" else taken.reward,
             "gold": taken.gold,
+            "difficulty": taken.difficulty if bounds else None,
+            **{f"{name}/bound": bound for name, bound in bounds.items()},
         }
         for name, value in found.items():
             if value is not None:
                 self.told.setdefault(name, []).append(round(float(value), 6))
+
+    @staticmethod
+    def _tell_people(number: int, taken: Taken, done: Learned, rolled: float, seconds: float) -> None:
+        """A line for the log."""
         gold = "" if taken.gold is None else f", gold {taken.gold:.3f}"
         print(
-            f"step {self.step}: reward {taken.reward:.3f}{gold}, accuracy {taken.accuracy:.3f}, "
+            f"step {number}: reward {taken.reward:.3f}{gold}, accuracy {taken.accuracy:.3f}, "
             f"{len(taken.teaching)} groups teach, {taken.all_pass} all right, {taken.all_fail} all wrong, "
             f"{taken.all_same} alike, {taken.stale} stale, staleness {taken.staleness}, mismatch {done.mismatch:.4f}, "
             f"ratio {done.ratio:.3f}, clipped {done.clipped:.3f}, gradient {done.grad_norm:.2f}, "
@@ -267,7 +281,7 @@ class Job:
         metrics = {"rollout_restarts": float(self.restarts_before + self.pool.restarts)}
         for name, values in self.told.items():
             part = max(1, len(values) // 5)
-            metrics[f"first_{name}"] = sum(values[:part]) / part
+            metrics[first_of(name)] = sum(values[:part]) / part
             metrics[name] = sum(values[-part:]) / part
         for name in ("dropped_groups", "stale_groups"):
             metrics[name] = sum(self.told.get(name, []))

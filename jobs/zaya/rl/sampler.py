@@ -120,6 +120,12 @@ class Sampler:
             scores = [worth.score for worth in group.worths]
             self.curriculum.told(group.problem.environment, group.problem.difficulty, scores)
 
+    def bounds(self) -> dict[str, int]:
+        """Each environment's hardest difficulty now, of a curriculum that moves; none of a fixed one."""
+        if self.curriculum.rule == "fixed":
+            return {}
+        return {one.name: self.curriculum.bound(one.name) for one in self.environments}
+
     def state(self) -> dict[str, Any]:
         """As plain JSON: what another sampler needs to draw the same from here on."""
         return {"environments": self.config.environments, "curriculum": self.curriculum.state()}

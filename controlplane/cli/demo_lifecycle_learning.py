@@ -1,0 +1,90 @@
+"""What reinforcement learning taught, on held-out problems: a stage's end beside its start, the fine-tuned model and
+the best constant answer, with the standard error that the claim is held to.
+
+Pure over the stages that the API tells. Two evaluations are compared on the environments that both have; that they ask
+the same problems is the plan's part (tests/cli/test_cli_demo_lifecycle.py holds it to that). Gold scores of a rubric
+are not compared here: they are measured while the stage learns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+Json = dict[str, Any]
+TOLERANCE = 2.0
+"""Standard errors by which an accuracy has to lie above another to count as higher."""
+_WHOLE = ("pass@1", "pass@1_se", "constant_baseline", "loss", "gold", "proxy")
+_EACH = ("pass@1", "pass@1_se", "constant_baseline")
+
+
+def held_out(stage: Json) -> Json | None:
+    """What the newest evaluation of a stage's checkpoint measured, over all problems and of each environment."""
+    found = [one["metrics"] for one in stage["runs"] if one["role"] == "evaluate" and one["metrics"]]
+    if not found:
+        return None
+    metrics = found[-1]
+    names = [name.removesuffix("/pass@1") for name in metrics if name.endswith("/pass@1")]
+    each = {
+        name: {one: metrics[f"{name}/{one}"] for one in _EACH if f"{name}/{one}" in metrics} for name in sorted(names)
+    }
+    return {one: metrics[one] for one in _WHOLE if one in metrics} | {"environments": each}
+
+
+def compared(stages: Sequence[Json], stage: Json) -> Json | None:
+    """Accuracy at the end of an RL stage beside that of the checkpoint that it started from and of the first stage that
+    was asked the same; None where nobody else was, or the stage has no evaluation.
+
+    `se` is the standard error of `after` less `fine_tuned`; the same problems are asked, so that only sampling differs.
+    """
+    own = held_out(stage)
+    if own is None or not own["environments"] or stage["role"] != "train":
+        return None
+    names, init = list(own["environments"]), (stage["init"] or {}).get("hash")
+    earlier = []
+    for one in stages[: [one["name"] for one in stages].index(stage["name"])]:
+        found = held_out(one)
+        if found is not None and set(names) <= set(found["environments"]):
+            earlier.append((one, found["environments"]))
+    if not earlier:
+        return None
+    start = next((found for one, found in earlier if one["candidate"] and one["candidate"]["hash"] == init), None)
+    return {
+        "environments": names,
+        "fine_tuned": _mean(earlier[0][1], names),
+        "before": None if start is None else _mean(start, names),
+        "after": _mean(own["environments"], names),
+        "se": math.hypot(_se(earlier[0][1], names), _se(own["environments"], names)),
+        "constant_baseline": fmean(own["environments"][name]["constant_baseline"] for name in names),
+    }
+
+
+def _mean(found: Json, names: Sequence[str]) -> float:
+    return fmean(found[name]["pass@1"] for name in names)
+
+
+def _se(found: Json, names: Sequence[str]) -> float:
+    """Of the mean over environments, whose samples are independent."""
+    return math.sqrt(sum(found[name]["pass@1_se"] ** 2 for name in names)) / len(names)
+
+
+def rose(learning: Json) -> bool:
+    """Whether the end is above the fine-tuned model and above the best constant answer, each by TOLERANCE."""
+    least = max(learning["fine_tuned"], learning["constant_baseline"]) + TOLERANCE * learning["se"]
+    return bool(learning["after"] > least)
+
+
+def line_of(row: Json) -> str:
+    """A stage's line for people; empty where there is nothing to tell."""
+    found = row["learning"]
+    if found is None:
+        return ""
+    before = "" if found["before"] is None else f"{found['before']:.3f} → "
+    moved = row["difficulty"]
+    harder = "" if moved is None else f"; difficulty drawn {moved['first']:.1f} → {moved['last']:.1f}"
+    return (
+        f"{row['stage']}: held-out pass@1 {before}{found['after']:.3f} (fine-tuned {found['fine_tuned']:.3f}, "
+        f"standard error {found['se']:.3f}, best constant answer {found['constant_baseline']:.3f}){harder}"
+    )
