@@ -1,7 +1,8 @@
 """What a lifecycle may not say although each of its parts is well formed: order, sources, names, gates, metrics.
 
 Works on the plan as plain data, also where parts of it are malformed, so that one answer holds every problem. It knows
-what a job may say (jobs.spec) and nothing of how a plan is executed.
+what a job may say (jobs.spec) and nothing of how a plan is executed; what a stage of the reference workload needs of
+those before it stands in jobs.lifecycle_workloads.
 """
 
 from __future__ import annotations
@@ -12,30 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.lifecycle_requirements import Requirement
+from jobs.lifecycle_workloads import beginnings, metrics_of
 from jobs.parsing import Problem, SpecError
 from jobs.spec import of_workload
 
 Map = Mapping[str, Any]
-METRICS: Mapping[str, frozenset[str]] = {
-    "jobs.zaya.evaluate": frozenset(
-        (
-            "loss",
-            "code_loss",
-            "max_vio",
-            "pass@1",
-            "maj",
-            "rsa",
-            "ended",
-            "constant_baseline",
-            "tokens_per_problem",
-            "plain_tokens_per_problem",
-            "problems",
-            "proxy",
-            "gold",
-        )
-    )
-}
-"""By the module that an evaluation runs: the metrics that it can give; one of a part is `part/metric`."""
 RESERVED = ("train", "evaluate", "release")
 
 
@@ -49,6 +31,7 @@ def checked(found: Map) -> list[Problem]:
         problems += _jobs(at, stage)
         problems += _prepares(at, stage)
         problems += _gate(at, stage)
+    problems += beginnings(stages)
     return problems + _ray(found, stages)
 
 
@@ -182,10 +165,10 @@ def _gate(at: int, stage: Map) -> Iterator[Problem]:
         yield Problem(f"{path}.evaluation", f"a stage of the role {role} is judged by its own job's result")
     if evaluation is None and require and role == "train":
         yield Problem(f"{path}.evaluation", "is needed: require judges the metrics of an evaluation")
-    judged = evaluation if isinstance(evaluation, dict) else stage.get("job") if role == "evaluate" else None
+    judged = evaluation if isinstance(evaluation, dict) else stage.get("job") if role != "train" else None
     for number, text in enumerate(require if isinstance(require, list) else []):
         if isinstance(text, str):
-            yield from _requirement(f"{path}.require.{number}", text, _metrics(judged))
+            yield from _requirement(f"{path}.require.{number}", text, metrics_of(judged))
 
 
 def _requirement(path: str, text: str, known: frozenset[str] | None) -> Iterator[Problem]:
@@ -202,13 +185,6 @@ def _requirement(path: str, text: str, known: frozenset[str] | None) -> Iterator
             yield Problem(
                 path, f"the evaluation gives no metric {metric}{_near(metric, sorted(known))}; it gives {names}"
             )
-
-
-def _metrics(job: object) -> frozenset[str] | None:
-    """The metrics that a job can give; None where nobody knows."""
-    command = job.get("command") if isinstance(job, dict) else None
-    words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
-    return next((METRICS[word] for word in words if word in METRICS), None)
 
 
 def _ray(found: Map, stages: Sequence[tuple[int, Map]]) -> list[Problem]:

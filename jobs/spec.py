@@ -36,6 +36,8 @@ WORKLOADS: Mapping[str, Callable[[Mapping[str, Mapping[str, Any]]], list[tuple[s
     "jobs.zaya.release": evaluation.release_problems,
 }
 """By the module that a command runs: what its trainer would refuse of the maps train, router and data."""
+ALONE = ("jobs.zaya.rl", "jobs.zaya.evaluate", "jobs.zaya.prepare", "jobs.zaya.release")
+"""The workloads that are one process; on a RayJob reinforcement learning is too, and the nodes are its actors'."""
 TEMPLATES = Path(__file__).parent / "lifecycles"
 PRESETS = Path(__file__).parent / "presets"
 """Jobs for trainers that are not ours, to be filled in: a command's paths and sizes are examples."""
@@ -176,7 +178,22 @@ def of_workload(found: Mapping[str, Any]) -> list[Problem]:
         return []
     maps = {name: body[name] for name in ("train", "router", "data") if isinstance(body.get(name), dict)}
     judges = [WORKLOADS[word] for word in command if isinstance(word, str) and word in WORKLOADS]
-    return [Problem(path, message) for judge in judges for path, message in judge(maps)]
+    refused = [Problem(path, message) for judge in judges for path, message in judge(maps)]
+    return refused + _of_one_process(body, command)
+
+
+def _of_one_process(body: Mapping[str, Any], command: list[Any]) -> list[Problem]:
+    """Nodes and ranks that would each start the whole work again, into the same directory."""
+    alone = next((word for word in command if word in ALONE), None)
+    resources, placing = body.get("resources"), body.get("kubernetes")
+    on_ray = isinstance(placing, dict) and placing.get("ray") is True
+    if alone is None or not isinstance(resources, dict) or (alone == "jobs.zaya.rl" and on_ray):
+        return []
+    return [
+        Problem(f"resources.{word}", f"{alone} is one process: must be 1 in its job, not {resources[word]}")
+        for word in ("nodes", "ranksPerNode")
+        if isinstance(resources.get(word), int) and resources[word] > 1
+    ]
 
 
 def _of_ray(found: Mapping[str, Any]) -> list[Problem]:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -99,11 +99,19 @@ def carry_out(make: Callable[[Environment, HeartbeatWriter], Work], rank: int, w
 
 def carry_out_alone(make: Callable[[Environment, HeartbeatWriter, StopFlag], Work], what: str, flag: StopFlag) -> int:
     """As carry_out, for work that is one process: `what` names it where somebody asks for more of them."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = _place(os.environ)
 
     def one(environment: Environment, beat: HeartbeatWriter) -> Work:
         if world > 1:
             raise ContractError(f"{what} is one process, not {world}: ask for one node and one rank")
         return make(environment, beat, flag)
 
-    return carry_out(one, int(os.environ.get("RANK", "0")), world)
+    return carry_out(one, rank, world)
+
+
+def _place(env: Mapping[str, str]) -> tuple[int, int]:
+    """This process's rank and how many there are: torchrun's words, or those that a backend leaves for torchrun where
+    the command is started on each node without it."""
+    if "WORLD_SIZE" in env:
+        return int(env.get("RANK", "0")), int(env["WORLD_SIZE"])
+    return int(env.get("PET_NODE_RANK", env.get("JOB_COMPLETION_INDEX", "0"))), int(env.get("PET_NNODES", "1"))

@@ -160,14 +160,19 @@ _AT_MOST_ONE = {"code_share"}
 _ANY = {"skip_bias"}
 
 
-def _read(env: Mapping[str, str], name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(env.get(name) or "{}")
-    except ValueError as error:
-        raise ContractError(f"{name} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ContractError(f"{name} must be a JSON object")
-    return found
+def read_maps(env: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The spec's maps `train`, `router` and `data` from TRIMTAB_TRAIN_JSON and its like; ContractError for no map."""
+    maps = {}
+    for where in ("train", "router", "data"):
+        name = f"TRIMTAB_{where.upper()}_JSON"
+        try:
+            found = json.loads(env.get(name) or "{}")
+        except ValueError as error:
+            raise ContractError(f"{name} is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ContractError(f"{name} must be a JSON object")
+        maps[where] = found
+    return maps
 
 
 def _out_of_range(name: str, kind: str, value: float) -> str:
@@ -292,10 +297,18 @@ def _wrong_gains(router: Mapping[str, Any]) -> list[tuple[str, str]]:
     return wrong
 
 
+def shape_of(router: Mapping[str, Any]) -> dict[str, Any]:
+    """The words of a map `router` that a checkpoint's weights must agree in, each with its value or its default."""
+    return {
+        word: router.get(word, getattr(ModelConfig, name))
+        for word, name in _MODEL.items()
+        if word not in ("skipBias", "ropeTheta", "contextLength")
+    }
+
+
 def read_config(env: Mapping[str, str] | None = None) -> tuple[ModelConfig, TrainConfig]:
     """Both configurations from TRIMTAB_TRAIN_JSON, _ROUTER_JSON and _DATA_JSON; ContractError on any surprise."""
-    values = os.environ if env is None else env
-    maps = {where: _read(values, f"TRIMTAB_{where.upper()}_JSON") for where in _KNOWN}
+    maps = read_maps(os.environ if env is None else env)
     wrong = problems(maps)
     if wrong:
         raise ContractError("; ".join(f"{path} {message}" for path, message in wrong))

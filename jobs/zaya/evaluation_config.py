@@ -7,7 +7,6 @@ The map `router` is the trainer's: the model comes from the checkpoint alone, so
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from jobs.contract import ContractError
 from jobs.zaya import config as trainer
+from jobs.zaya.envs import registry
 from jobs.zaya.rsa import Aggregation
 
 Maps = Mapping[str, Mapping[str, Any]]
@@ -211,12 +211,20 @@ def _owned(sets: str) -> list[tuple[str, str]]:
     return [("data.sets", reason)] if owned else []
 
 
-def _wrong_parts(environments: str, path: str = "data.environments") -> list[tuple[str, str]]:
+def wrong_parts(environments: str, path: str = "data.environments") -> list[tuple[str, str]]:
+    """What is wrong with names of environments and the difficulties asked of them."""
     try:
-        parts(environments)
+        named = parts(environments)
     except ContractError as error:
         return [(path, str(error))]
-    return []
+    return [(path, wrong) for wrong in (registry.refused(*one) for one in named) if wrong]
+
+
+def wrong_sets(sets: str) -> list[tuple[str, str]]:
+    """What is wrong with names of problem sets; whether a path is there is seen on the node alone."""
+    unknown = [name for name in named_sets(sets) if name not in shipped() and "/" not in name and "." not in name]
+    reason = f"there is no set {', '.join(unknown)}: there are {', '.join(shipped())}, or give the path of a file"
+    return [("data.sets", reason)] if unknown else []
 
 
 def evaluate_problems(maps: Maps) -> list[tuple[str, str]]:
@@ -225,7 +233,7 @@ def evaluate_problems(maps: Maps) -> list[tuple[str, str]]:
     if found:
         return found
     config = _made(maps, EvaluationConfig)
-    found += _wrong_parts(config.environments)
+    found += wrong_parts(config.environments) + wrong_sets(config.sets)
     if not found and not parts(config.environments) and not config.sets.strip() and not config.windows:
         found.append(("data.environments", "with no sets and no windows of text nothing would be evaluated"))
     try:
@@ -241,7 +249,7 @@ def prepare_problems(maps: Maps) -> list[tuple[str, str]]:
     if found:
         return found
     config = _made(maps, PrepareConfig)
-    found += _wrong_parts(config.environments) + _wrong_parts(config.manners, "data.manners")
+    found += wrong_parts(config.environments) + wrong_parts(config.manners, "data.manners") + wrong_sets(config.sets)
     if config.manners and config.kind != "sft":
         found.append(("data.manners", "is read by the kind sft alone"))
     if config.kind != "pack" and not parts("" if found else config.environments) and not config.sets.strip():
@@ -264,19 +272,6 @@ def release_problems(maps: Maps) -> list[tuple[str, str]]:
     return found
 
 
-def _maps(env: Mapping[str, str]) -> Maps:
-    found: dict[str, dict[str, Any]] = {}
-    for where in ("train", "router", "data"):
-        name = f"TRIMTAB_{where.upper()}_JSON"
-        try:
-            found[where] = json.loads(env.get(name) or "{}")
-        except ValueError as error:
-            raise ContractError(f"{name} is not JSON: {error}") from error
-        if not isinstance(found[where], dict):
-            raise ContractError(f"{name} must be a JSON object")
-    return found
-
-
 _JUDGES: Mapping[type[Any], Callable[[Maps], list[tuple[str, str]]]] = {
     EvaluationConfig: evaluate_problems,
     PrepareConfig: prepare_problems,
@@ -286,7 +281,7 @@ _JUDGES: Mapping[type[Any], Callable[[Maps], list[tuple[str, str]]]] = {
 
 def read_config(kind: type[Config], env: Mapping[str, str] | None = None) -> Config:
     """A job's configuration from TRIMTAB_TRAIN_JSON, _ROUTER_JSON and _DATA_JSON; ContractError on any surprise."""
-    maps = _maps(os.environ if env is None else env)
+    maps = trainer.read_maps(os.environ if env is None else env)
     wrong = _JUDGES[kind](maps)
     if wrong:
         raise ContractError("; ".join(f"{path} {message}" for path, message in wrong))

@@ -203,7 +203,7 @@ def main() -> int:
     """Exit codes of the contract."""
     flag = StopFlag()
     parser = argparse.ArgumentParser(
-        prog="jobs.zaya.train", description="Trains the reference model; see jobs/contract."
+        prog="jobs.zaya.train", description="Trains the reference model; its words are in docs/trainer.md."
     )
     parser.add_argument("--config", choices=["toy"], default="toy", help="the shapes to start from")
     parser.parse_args()

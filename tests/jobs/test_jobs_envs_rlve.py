@@ -52,6 +52,10 @@ def test_each_of_the_400_generates_verifies_and_adapts(block: int) -> None:
     assert wrong == []
 
 
+def test_the_list_that_ships_is_the_packages_own() -> None:
+    assert sorted(rlve.identifiers()) == list(rlve._listed())
+
+
 def test_solutions_are_those_of_the_environments_without_a_reference() -> None:
     none = [one for one in rlve.identifiers() if not find(f"rlve/{one}").problem(0, 0).data["reference"]]
     assert sorted(none) == sorted(SOLUTIONS) and len(none) == 66

@@ -116,10 +116,7 @@ def test_the_standard_error_is_what_other_samples_of_the_same_problems_change() 
 
     def evaluation(samples: int) -> list[Compared]:
         shares = [sum(rng.random() < chance for _ in range(samples)) / samples for chance in chances]
-        return [
-            replace(one, pass_at_1=share, samples=samples)
-            for one, share in zip(answered, shares, strict=True)
-        ]
+        return [replace(one, pass_at_1=share, samples=samples) for one, share in zip(answered, shares, strict=True)]
 
     found = [metrics_of(evaluation(4)) for _ in range(300)]
     assert fmean(one["pass@1_se"] for one in found) == pytest.approx(stdev(one["pass@1"] for one in found), rel=0.15)
@@ -216,7 +213,7 @@ def test_an_evaluation_of_another_checkpoint_or_that_was_stopped_leaves_nothing(
         ({"TRIMTAB_INIT_HASH": "00" * 32}, "not the one that was asked for"),
         ({"TRIMTAB_INIT_FROM": ""}, "nothing to evaluate"),
         ({"TRIMTAB_DATA_JSON": '{"environments": "micro/none"}'}, "there is no environment"),
-        ({"TRIMTAB_DATA_JSON": '{"sets": "none"}'}, "there is no problem set 'none'"),
+        ({"TRIMTAB_DATA_JSON": '{"sets": "none"}'}, "there is no set none"),
         ({"TRIMTAB_DATA_JSON": "[]"}, "must be a JSON object"),
         ({"WORLD_SIZE": "2"}, "one process, not 2"),
         ({"PET_NNODES": "2", "PET_NODE_RANK": "1"}, "one process, not 2"),

@@ -22,7 +22,12 @@ from jobs.spec import SpecError, parse_job, templates
 
 Json = dict[str, Any]
 JOB: dict[str, Any] = {"command": ["python", "train.py"], "train": {"steps": 10}}
-EVALUATION: dict[str, Any] = {"command": ["python", "-m", "jobs.zaya.evaluate"], "train": {"steps": 1}}
+EVALUATION: dict[str, Any] = {
+    "command": ["python", "-m", "jobs.zaya.evaluate"],
+    "resources": {"nodes": 1},
+    "train": {"steps": 1},
+    "data": {"environments": "micro/reverse@2-4"},
+}
 GOOD: dict[str, Any] = {
     "apiVersion": "trimtab/v1",
     "kind": "Lifecycle",
@@ -88,9 +93,10 @@ def test_defaults_lie_under_every_job_key_by_key() -> None:
     found = parse_lifecycle(GOOD)
     pretrain, sft, *_ = found.spec.stages
     assert pretrain.gate is not None and pretrain.gate.evaluation is not None
-    for job in (pretrain.job, pretrain.gate.evaluation, sft.prepare[0].job):
+    for job in (pretrain.job, sft.prepare[0].job):
         assert (job.resources.nodes, job.resources.gpus_per_node, job.faults.restarts) == (2, 4, 3)
-    assert (sft.job.resources.nodes, sft.job.resources.gpus_per_node) == (1, 4)
+    for job in (sft.job, pretrain.gate.evaluation):
+        assert (job.resources.nodes, job.resources.gpus_per_node, job.faults.restarts) == (1, 4, 3)
     assert {job.stage for _, _, job in sft.works()} == {"sft"}
 
 
@@ -301,7 +307,8 @@ def test_what_is_no_requirement_is_refused(text: str) -> None:
 
 
 def test_a_role_follows_from_the_command_where_none_is_given() -> None:
-    release = {"role": None, "job": {"command": ["python", "-m", "jobs.zaya.release"], "train": {"steps": 1}}}
+    job = {**EVALUATION, "command": ["python", "-m", "jobs.zaya.release"], "data": {}}
+    release = {"role": None, "job": job}
     assert parse_lifecycle(plan(release=release)).stage("release").role == "release"
     evaluate = {"job": EVALUATION, "gate": {"require": ["rsa > maj"]}}
     assert parse_lifecycle(plan(side=evaluate)).stage("side").role == "evaluate"
@@ -339,3 +346,74 @@ def test_every_lifecycle_that_ships_is_valid_and_no_job() -> None:
 def test_an_unknown_lifecycle_says_which_exist() -> None:
     with pytest.raises(SpecError, match="there are "):
         load_lifecycle("../toy")
+
+
+RL = {"command": ["python", "-m", "jobs.zaya.rl"], "resources": {"nodes": 1}, "train": {"steps": 2}}
+DRAWN: dict[str, Any] = {"environments": "micro/reverse@2-4"}
+
+
+def gate(data: dict[str, Any], required: str) -> dict[str, Any]:
+    return {"evaluation": EVALUATION | {"data": data}, "require": [required]}
+
+
+def prepared(kind: str) -> dict[str, Any]:
+    data = {"kind": kind, **DRAWN} if kind != "pack" else {"kind": kind}
+    job = {"command": ["python", "-m", "jobs.zaya.prepare"], "resources": {"nodes": 1}, "train": {"steps": 1}}
+    return {"name": "data", "job": {**job, "data": data}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"job": RL | {"data": DRAWN}, "from": ""}, "stages.1.from: reinforcement learning begins with the checkpoint"),
+        ({"job": RL | {"data": {"environments": "micro/revers"}}}, "there is no environment 'micro/revers'; near are"),
+        ({"job": RL | {"data": {"environments": "rlve/Sort"}}}, "there is no environment rlve/Sort; near are"),
+        (
+            {"job": RL | {"data": {"environments": "micro/sort@1-999"}}},
+            "micro/sort has difficulties 2 to 12, 1 is",
+        ),
+        ({"job": RL | {"data": {"environments": "rlve/Sorting@0-9"}}}, "has difficulties 0 to 8, 9 is none of them"),
+        ({"job": RL | {"data": {"environments": "math/set"}}}, "math/set"),
+        ({"job": RL | {"data": DRAWN | {"judge": "proxy"}}}, "a preparing job of the kind preferences leaves: add one"),
+        ({"job": RL | {"data": DRAWN | {"problems": "prepared"}}}, "a preparing job of the kind filter leaves"),
+        ({"job": RL | {"data": DRAWN}, "prepare": [prepared("sft")], "name": "rl"}, ""),
+        (
+            {"job": ZAYA | {"train": {"steps": 2, "objective": "sft"}}, "prepare": [prepared("preferences")]},
+            "train.objective sft reads what a preparing job of the kind sft leaves: add one",
+        ),
+        ({"job": ZAYA | {"train": {"steps": 2, "objective": "sft"}}, "prepare": [prepared("sft")]}, ""),
+        ({"job": RL | {"resources": {}, "data": DRAWN}}, "jobs.zaya.rl is one process: must be 1 in its job, not 2"),
+        ({"job": RL | {"resources": {}, "data": DRAWN, "kubernetes": {"ray": True}}}, ""),
+        ({"gate": gate({"windows": 4}, "pass@1 > 0")}, "the evaluation gives no metric pass@1"),
+        ({"gate": gate(DRAWN | {"windows": 0}, "loss < 2")}, "the evaluation gives no metric loss"),
+        ({"gate": gate(DRAWN, "gold > 0.5")}, "the evaluation gives no metric gold"),
+        ({"gate": gate({"sets": "micr"}, "maj > 0")}, "there is no set micr: there are code, math, micro, or give"),
+    ],
+)
+def test_what_the_nodes_would_refuse_is_refused_before_anything_trains(changes: dict[str, Any], said: str) -> None:
+    """`said` is empty where the plan is right."""
+    changed = plan(sft={"prepare": None, **changes})
+    changed["spec"]["stages"] = changed["spec"]["stages"][:2]
+    if said:
+        assert [one for one in problems(changed) if said in one], problems(changed)
+    else:
+        assert parse_lifecycle(changed).stages[0] == "pretrain"
+
+
+def test_a_training_goes_on_with_the_shape_of_the_weights_it_begins_with() -> None:
+    def of(experts: int, **more: Any) -> dict[str, Any]:
+        return ZAYA | {"router": {"experts": experts, **more}}
+
+    begun = {"job": of(8), "gate": None, "budget": None}
+    changed = plan(pretrain=begun, sft={"job": of(16, skipBias=-2.0), "prepare": None}, side={"job": of(8)})
+    said = "stages.1.job.router.experts: is 16 here and 8 in pretrain, whose checkpoint this stage begins with"
+    assert problems(changed) == [said]
+    assert parse_lifecycle(plan(pretrain=begun, sft={"job": of(8), "prepare": None}, side={"job": of(8)}))
+
+
+def test_a_release_is_judged_by_what_it_can_say() -> None:
+    release = {"job": {**JOB, "command": ["python", "-m", "jobs.zaya.release"], "resources": {"nodes": 1}}}
+    release["job"]["train"] = {"steps": 1}
+    assert parse_lifecycle(plan(release={**release, "gate": {"require": ["loads > 0", "logit_difference < 1e-5"]}}))
+    wrong = plan(release={**release, "gate": {"require": ["load > 0"]}})
+    assert any("no metric load; did you mean loads?" in one for one in problems(wrong))

@@ -50,10 +50,11 @@ def model_of(body: JobBody) -> ModelConfig:
 
 
 def layout_of(body: JobBody) -> Layout:
-    """One sequence at a time on all GPUs, or on the trainer's in reinforcement learning."""
+    """One micro batch at a time on all GPUs, or on the trainer's in reinforcement learning."""
     extra = body.train.model_dump(by_alias=True)
     count = extra.get("trainerNodes", body.resources.nodes) * body.resources.gpus_per_node
-    return Layout(count, body.train.length, extra["contextParallel"], optimizer=extra["optimizer"])
+    context, micro = extra["contextParallel"], extra["microBatch"]
+    return Layout(count, body.train.length, context, sequences=micro, optimizer=extra["optimizer"])
 
 
 def test_it_is_a_lifecycle_that_says_that_it_was_not_run() -> None:

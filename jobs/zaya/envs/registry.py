@@ -10,7 +10,8 @@ import difflib
 import importlib
 
 from jobs.manifest import ContractError
-from jobs.zaya.envs.base import Environment
+from jobs.zaya.envs import rlve
+from jobs.zaya.envs.base import Environment, within
 
 FAMILIES = {"micro": "micro", "rlve": "rlve", "math": "mathematics", "code": "code"}
 """A family's name to the module of this package that holds it."""
@@ -22,6 +23,23 @@ def names(family: str) -> list[str]:
         raise ContractError(f"there is no family of environments {family!r}: there are {', '.join(FAMILIES)}")
     module = importlib.import_module(f"jobs.zaya.envs.{FAMILIES[family]}")
     return list(module.names())
+
+
+def refused(name: str, low: int | None, high: int | None) -> str:
+    """Why problems of these difficulties (None: the environment's own) cannot be drawn from a name; "" if they can.
+
+    RLVE's names are known from the list that ships, so a server judges a plan without the package.
+    """
+    family, _, rest = name.partition("/")
+    try:
+        environment = rlve.listed(rest) if family == "rlve" else find(name)
+        for difficulty in (environment.easiest if low is None else low, environment.hardest if high is None else high):
+            within(environment, difficulty)
+            if family != "rlve":
+                environment.problem(difficulty, 0)
+    except ContractError as error:
+        return str(error)
+    return ""
 
 
 def find(name: str) -> Environment:

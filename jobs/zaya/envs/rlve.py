@@ -13,6 +13,7 @@ No torch of ours, but `Gym` itself imports it, so it is loaded late.
 from __future__ import annotations
 
 import copy
+import difflib
 import importlib
 import random
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -156,6 +158,20 @@ def identifiers() -> list[str]:
 def names() -> list[str]:
     """The environments of this family."""
     return [f"{FAMILY}/{identifier}" for identifier in identifiers()]
+
+
+@lru_cache(maxsize=1)
+def _listed() -> tuple[str, ...]:
+    return tuple(Path(__file__).with_name("rlve.txt").read_text().split())
+
+
+def listed(identifier: str) -> RlveEnvironment:
+    """The environment with this identifier, by the list that ships: the package is not loaded. ContractError names
+    near ones."""
+    if identifier not in _listed():
+        near = ", ".join(difflib.get_close_matches(identifier, _listed(), 3) or _listed()[:3])
+        raise ContractError(f"there is no environment {FAMILY}/{identifier}; near are {near}")
+    return RlveEnvironment(identifier)
 
 
 def environment(rest: str) -> RlveEnvironment | None:

@@ -1,6 +1,6 @@
 """Loads a released model as a stranger would, in a process of its own that knows transformers and nothing of ours.
 
-`python -I release_loading.py DIRECTORY QUESTION…` reads token prompts from standard input (JSON: {"prompts": [[int]],
+`python -I loading.py DIRECTORY` reads token prompts from standard input (JSON: {"prompts": [[int]],
 "texts": [str], "new_tokens": int}) and writes to standard output one line of JSON: {"logits": [[[float]]] of each
 prompt, "greedy": the tokens that follow it, "texts": the tokens of each text and back}. It compares nothing:
 jobs/zaya/release.py does.

@@ -9,14 +9,14 @@ import sys
 import torch
 
 from jobs.contract import StopFlag
-from jobs.zaya.attempt import carry_out
+from jobs.zaya.attempt import carry_out_alone
 
 
 def main() -> int:
     """Exit codes of the contract."""
     flag = StopFlag()
     argparse.ArgumentParser(
-        prog="jobs.zaya.rl", description="Trains the reference model on rewards; see jobs/contract."
+        prog="jobs.zaya.rl", description="Trains the reference model on rewards; its words are in docs/rl.md."
     ).parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if not os.environ.get("RAY_ADDRESS"):
@@ -26,7 +26,7 @@ def main() -> int:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from jobs.zaya.rl.job import Job
 
-    return carry_out(lambda environment, beat: Job(environment, beat, flag), 0, 1)
+    return carry_out_alone(Job, "reinforcement learning", flag)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ job is submitted. The model's shapes come from the checkpoint that the stage sta
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from jobs.contract import ContractError
 from jobs.zaya import config as zaya
 from jobs.zaya.envs.curriculum import RULES
-from jobs.zaya.evaluation_config import parts
+from jobs.zaya.evaluation_config import parts, wrong_parts
 
 
 @dataclass(frozen=True)
@@ -163,12 +162,10 @@ def _together(config: RLConfig) -> list[tuple[str, str]]:
     if config.problems == "prepared" and config.curriculum != "fixed":
         reason = "moves the difficulty of drawn problems: with data.problems prepared it must be fixed"
         wrong.append(("data.curriculum", f"{reason}, not {config.curriculum}"))
-    try:
-        if not parts(config.environments):
-            wrong.append(("data.environments", "is needed: the names of environments, with commas between"))
-    except ContractError as error:
-        wrong.append(("data.environments", str(error)))
-    return wrong
+    named = wrong_parts(config.environments)
+    if not named and not parts(config.environments):
+        named = [("data.environments", "is needed: the names of environments, with commas between")]
+    return wrong + named
 
 
 def problems(maps: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -191,21 +188,10 @@ def problems(maps: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     return found + zaya.problems({"router": shapes})
 
 
-def _map(env: Mapping[str, str], name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(env.get(name) or "{}")
-    except ValueError as error:
-        raise ContractError(f"{name} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ContractError(f"{name} must be a JSON object")
-    return found
-
-
 def read_config(env: Mapping[str, str] | None = None) -> tuple[RLConfig, dict[str, Any]]:
     """The stage's numbers from TRIMTAB_TRAIN_JSON, _ROUTER_JSON and _DATA_JSON, and the words in `router` that are
     the trainer's; ContractError on any surprise."""
-    values = os.environ if env is None else env
-    maps = {where: _map(values, f"TRIMTAB_{where.upper()}_JSON") for where in _WORDS}
+    maps = zaya.read_maps(os.environ if env is None else env)
     wrong = problems(maps)
     if wrong:
         raise ContractError("; ".join(f"{path} {message}" for path, message in wrong))

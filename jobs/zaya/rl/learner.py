@@ -156,7 +156,7 @@ class RLLearner:
         rows = self._rows(groups)
         rate = learning_rate(number, self.config)
         if not rows:
-            return Learned(0.0, 0.0, 0, rate, math.nan, math.nan, math.nan)
+            return Learned(math.nan, math.nan, 0, rate, math.nan, math.nan, math.nan)
         tokens = sum(len(one.logprobs) for _, one, _ in rows)
         divisor = len(rows) * self.config.limit if self.config.advantage == "dr" else tokens
         self.optimizer.zero()
