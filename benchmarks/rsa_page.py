@@ -75,15 +75,15 @@ _LIMITS = """
 - **What is equal is not everything.** In SFT, examples with candidates are longer, so a model that sees them sees
   fewer examples in the same steps; in RL it is asked fewer questions for the same generated tokens.
 - In SFT the candidates come from the model before the last steps, which errs more than the one that learns.
-- The tasks' lengths and the numbers and rates of the steps were chosen after looking at seeds 0 and 1; the seeds above
-  are others.
+- The tasks' lengths and the steps' numbers and rates were chosen after looking at seeds 0 and 1, RL's rate for the
+  model with the prompts of seed 0; the seeds above are others.
 - Micro-tasks on short strings are no measure of reasoning, and a candidate's tail holds its whole answer here.
 """
 
 _VERDICTS = {
-    "gain": "RSA on the model with the prompts scores above the best that plain training gives for the same tokens",
-    "loss": "at this size they do not: plain training, asked plainly, scores higher for the same generated tokens",
-    "no effect": "no effect: neither is told to be better",
+    "gain": "they pay: RSA after them scores above the better plain method of models that never saw them",
+    "loss": "they do not pay here: models that never saw them, asked plainly, score higher at equal generated tokens",
+    "no effect": "no effect: neither RSA after them nor plain training, asked plainly, is shown to score higher",
 }
 
 
@@ -95,7 +95,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _cell(line: Line) -> str:
     """A figure with its interval and what it lets one say."""
     low, high = line["interval"]
-    return f"{line['value']:+.3f} ({low:+.3f} to {high:+.3f}) {line['found']}"
+    return f"{line['value']:+.3f} ({low:+.3f} to {high:+.3f}), {line['found']}"
 
 
 def _figures(lines: Sequence[Line], table: str, head: str, columns: Mapping[str, str]) -> str:
@@ -152,7 +152,8 @@ def answer(lines: Sequence[Line]) -> str:
     )
     verdict = _VERDICTS[figures[WORTH_IT, LAST]["found"]]
     return f"""\
-**The answer of this run.** Do the prompts pay, in SFT and RL? {WORTH_IT}: {told(WORTH_IT)}: **{verdict}**.
+**Answer of this run: {verdict}.**
+{WORTH_IT}, after SFT and RL: {told(WORTH_IT)}.
 That method stands at {plain:.3f}, so no more than {1 - plain:.3f} could be gained.
 
 - RSA less majority after SFT and RL: {told("RSA less maj, with the prompts")} in models with the prompts,
