@@ -15,7 +15,9 @@ import pytest
 from trimtab_process import Served, serve
 
 from controlplane.cli import demo
+from controlplane.cli.dashboard import Dashboard
 from controlplane.cli.jobs import progress
+from controlplane.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -153,3 +155,17 @@ def test_a_node_returns_under_either_name(served: Served) -> None:
 def test_a_node_that_is_none_cannot_be_drained(served: Served) -> None:
     answer = served.run("node", "drain", "nowhere", "--reason", "new fan")
     assert answer.returncode == 102 and "there is no node nowhere" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "link"),
+    [
+        ({}, "http://127.0.0.1:8441"),
+        ({"host": "::1", "dashboard_port": 9000}, "http://[::1]:9000"),
+        ({"dashboard_port": 0}, ""),
+        ({"dashboard": False}, ""),
+        ({"dashboard": False, "dashboard_url": "https://trimtab.example/"}, "https://trimtab.example"),
+    ],
+)
+def test_messages_link_to_the_address_that_is_set_or_to_the_port_that_is_known(given: Any, link: str) -> None:
+    assert Dashboard("http://127.0.0.1:8440", Settings(**given)).link() == link

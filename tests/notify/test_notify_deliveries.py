@@ -17,9 +17,12 @@ import pytest
 
 from controlplane.notify.webhook import WebhookSender, new_secret
 from controlplane.services.deliveries import CLAIM_S, LADDER_S, Delivered, deliver_once
+from controlplane.services.lifecycles import submit
 from controlplane.store import deliveries, events
 from controlplane.store.engine import Store
+from jobs.lifecycle import parse_lifecycle
 from tests.notify.receiving import LOCAL, Answer, Outbox, Receiver, receiver
+from tests.runs.conducting import plan
 
 DYING = Path(__file__).with_name("dying_sender.py")
 
@@ -96,6 +99,29 @@ def test_messages_of_one_incident_keep_their_order(outbox: Outbox, hook: Receive
         deliver(outbox, sender)
     assert hook.ids.index(second) > len(hook.ids) - 1 - hook.ids[::-1].index(first)
     assert outbox.states(incident) == ["told", "told"]
+
+
+def test_a_lifecycle_is_told_beside_incidents_each_in_its_own_order(
+    outbox: Outbox, hook: Receiver, sender: WebhookSender
+) -> None:
+    incident, now = outbox.incident(), outbox.clock.now()
+    outbox.message(incident, 1)
+    parsed = parse_lifecycle(plan({"name": "a"}))
+    with outbox.store.write() as session:
+        made = submit(session, parsed, where=lambda _spec: "memory", actor="ada", now=now)
+        for seq in (2, 1):
+            body = {"type": "lifecycle.held", "data": {"seq": seq, "stage": "a"}}
+            deliveries.add(session, lifecycle_id=made.id, seq=seq, channel="ops", body=body, due_s=now, now=now)
+    hook.script = [Answer(500), Answer(500)]
+    done = deliver(outbox, sender)
+    assert sorted((one.incident or 0, one.seq, one.state) for one in done) == [(0, 1, "ready"), (1, 1, "ready")]
+    for _ in range(2):
+        outbox.clock.advance(10)
+        deliver(outbox, sender)
+    with outbox.store.read() as session:
+        assert [(one.seq, one.state) for one in deliveries.of_lifecycle(session, made.id)] == [(1, "told"), (2, "told")]
+    seen = [one.message["data"]["seq"] for one in hook.taken if one.message["type"] == "lifecycle.held"]
+    assert seen == [1, 1, 2] and outbox.states(incident) == ["told"]
 
 
 def test_a_dead_message_does_not_hold_up_the_next(outbox: Outbox, hook: Receiver, sender: WebhookSender) -> None:
