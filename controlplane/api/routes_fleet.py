@@ -230,7 +230,7 @@ def experts_frame(request: Request, parts: Parts, _caller: Viewer, run_id: str, 
         found = parts.live.experts_frame(_known(parts, run_id))
     else:
         with parts.store.read() as session:
-            found = views_experts.frame_at(session, parts.live, _known(parts, run_id), step)
+            found = views_experts.frame_at(session, parts.live, _known(parts, run_id), step, parts.book)
     return framed(request, found, f"expert record of {run_id}")
 
 
@@ -249,7 +249,14 @@ def raster(
     """One layer's load by expert over steps (from, to, or the last so many) as a binary frame, with an ETag."""
     with parts.store.read() as session:
         found = views_experts.raster_frame(
-            session, _known(parts, run_id), layer, first=first, last=last, steps=steps, columns=columns
+            session,
+            _known(parts, run_id),
+            layer,
+            first=first,
+            last=last,
+            steps=steps,
+            columns=columns,
+            book=parts.book,
         )
     return framed(request, found, f"record of layer {layer} of {run_id}")
 
@@ -269,7 +276,7 @@ def layers_over_time(
     run = _known(parts, run_id)
     with parts.store.read() as session:
         found = experts_over_time.over_time_frame(
-            session, parts.live, run, first=first, last=last, steps=steps, columns=columns
+            session, parts.live, run, first=first, last=last, steps=steps, columns=columns, book=parts.book
         )
     return framed(request, found, f"expert record of {run_id}")
 
@@ -283,15 +290,16 @@ def swings(request: Request, parts: Parts, _caller: Viewer, run_id: str, step: S
 
 
 @router.get("/runs/{run_id}/experts/summary")
-def summary(parts: Parts, _caller: Viewer, run_id: str) -> Json:
-    """A run's expert balance in words and numbers: sentence, tiles, layers, findings."""
+def summary(parts: Parts, _caller: Viewer, run_id: str, step: Step = None) -> Json:
+    """A run's expert balance in words and numbers, of its newest step unless one is named: sentence, tiles, layers."""
     with parts.store.read() as session:
         run = rows.get(session, run_id)
         if run is None:
             raise not_found("run", run_id)
-        found = views_experts.summary(session, parts.live, run.id, now=parts.clock.now(), book=parts.book)
+        found = views_experts.summary(session, parts.live, run.id, now=parts.clock.now(), step=step, book=parts.book)
     if found is None:
-        raise Problem(404, "no_data", f"{run_id} has no expert record yet")
+        which = "expert record yet" if step is None else f"record of step {step}"
+        raise Problem(404, "no_data", f"{run_id} has no {which}")
     return found
 
 

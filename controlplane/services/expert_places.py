@@ -5,13 +5,14 @@ The layout is the trainer's word (agents.probe.ring.RingMeta); what lies where f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from controlplane.rules.expert_ranks import Home, Tax, home, imbalance_tax, rank_loads, skew
+from controlplane.services.experts_judged import NAMES, Levels
 from controlplane.store import experts, faults, runs, steps
 from controlplane.store.engine import Session
 from controlplane.store.expert_records import ExpertStep
@@ -119,10 +120,13 @@ def _radius_words(found: Mapping[str, Any]) -> str:
 # --- hot rank or sick rank ---
 
 
-def ranks_view(session: Session, window: Sequence[ExpertStep]) -> Json | None:
+def ranks_view(
+    session: Session, window: Sequence[ExpertStep], levels: Levels | None = None, *, past: bool = False
+) -> Json | None:
     """Expert-parallel ranks over a window: the fullest, what it costs, and whether load or health makes it slow.
 
-    None where the run declares no expert parallelism or its experts do not divide into it.
+    levels [L] are the skew alarm's. Health is of now or, for a window of the past, of its last step. None where the run
+    declares no expert parallelism or its experts do not divide into it.
     """
     last = window[-1]
     shape, ranks = last.shape, last.expert_parallel
@@ -134,12 +138,13 @@ def ranks_view(session: Session, window: Sequence[ExpertStep]) -> Json | None:
     layer = int(np.argmax(np.nan_to_num(over)))
     hottest = int(loads.sum(axis=0)[layer].argmax())
     tax = imbalance_tax(_step_seconds(session, last, [one.step for one in same]), loads)
-    sick = _sick_ranks(session, last, ranks)
+    sick = _sick_ranks(session, last, ranks, past=past)
     return {
         "ranks": ranks,
         "layer": layer,
         "rank": hottest,
         "skew": float(over[layer]),
+        "level": NAMES[int(levels.max(initial=0))] if levels is not None else "ok",
         "skews": [float(value) for value in over],
         "tax": None if tax is None else {"seconds": tax.seconds, "share": tax.share, "r2": tax.r2},
         "sick": {str(rank): sentence for rank, sentence in sick.items()},
@@ -176,20 +181,16 @@ def _step_seconds(session: Session, last: ExpertStep, wanted: Sequence[int]) -> 
     return np.array([slowest.get(step, np.nan) for step in wanted], np.float64)
 
 
-def _sick_ranks(session: Session, last: ExpertStep, ranks: int) -> dict[int, str]:
-    """Expert-parallel ranks of which a GPU has a fault that fires in this attempt, with the fault's sentence."""
+def _sick_ranks(session: Session, last: ExpertStep, ranks: int, *, past: bool) -> dict[int, str]:
+    """Expert-parallel ranks of which a GPU has a fault that fires in this attempt, or did then, with its sentence."""
     attempt = runs.attempt(session, last.run_id, last.attempt_no)
     where = placed(session, attempt) if attempt is not None else None
     if where is None:
         return {}
     found: dict[int, str] = {}
-    for fault in _on_nodes(session, where.nodes):
-        if (fault.run_id, fault.attempt_no) == last.key[:2] and 0 <= fault.rank < where.world:
+    for fault in faults.of_attempt(session, last.key[:2], at_s=last.at_s if past else None):
+        if fault.node in where.nodes and 0 <= fault.rank < where.world:
             lived = home(fault.rank, where.world, last.shape.experts, last.shape.layers, last.layout)
             if lived is not None:
                 found.setdefault(lived.experts[0] * ranks // last.shape.experts, fault.sentence.rstrip("."))
     return found
-
-
-def _on_nodes(session: Session, nodes: Collection[str]) -> list[Fault]:
-    return [fault for fault in faults.firing(session) if fault.node in nodes]

@@ -45,7 +45,7 @@ def of_attempt(session: Session, attempt: LiveAttempt, offset: float, book: Rule
         experts=last.shape.experts,
         top_k=last.shape.top_k,
         spread=spread_of(same),
-        cv_before=_cv_before(session, attempt, last.step),
+        cv_before=cv_before(session, last),
         expert_parallel=last.expert_parallel,
         balanced_until=_balanced_until(session, attempt.run_id),
         resumed=_resumed(session, attempt, last, int(book["expert-bias-lost"].thresholds["told_steps"])),
@@ -60,11 +60,11 @@ def spread_of(steps: Sequence[ExpertStep]) -> NDArray[np.float64]:
     return np.stack([(step.spread or none).stacked() for step in steps], axis=1)
 
 
-def _cv_before(session: Session, attempt: LiveAttempt, last: int) -> NDArray[np.float64] | None:
-    """[L] the mean CV of the attempt's window of TREND_STEPS earlier; None if it was not whole."""
-    end = last - TREND_STEPS
-    told = experts.read_statistics(session, attempt.run_id, ("cv",), first=end - WINDOW_STEPS + 1, last=end)
-    own = told.attempt_no == attempt.no
+def cv_before(session: Session, last: ExpertStep) -> NDArray[np.float64] | None:
+    """[L] the mean CV of the window of TREND_STEPS before a step's, in its attempt; None if it was not whole."""
+    end = last.step - TREND_STEPS
+    told = experts.read_statistics(session, last.run_id, ("cv",), first=end - WINDOW_STEPS + 1, last=end)
+    own = told.attempt_no == last.attempt_no
     if own.sum() < WINDOW_STEPS // 2:
         return None
     return np.asarray(told.values["cv"][:, own].mean(axis=1), dtype=np.float64)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_marks import BEFORE_STEPS, data_mix_shifts
 from controlplane.rules.expert_swings import autocorrelations
 from controlplane.rules.experts import mean_of_known, period_steps
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import frames
+from controlplane.services import experts_judged, frames
 from controlplane.services.live import HISTORY, Live
 from controlplane.store import experts, runs
 from controlplane.store.engine import Session
@@ -120,6 +121,7 @@ def over_time_frame(
     last: int | None = None,
     steps: int | None = None,
     columns: int = 256,
+    book: RuleBook | None = None,
 ) -> tuple[str, bytes] | None:
     """layers_frame of these steps; of the kept course where they are all that the run has. None if none is stored."""
     bounds = experts.bounds(session, run_id)
@@ -128,11 +130,13 @@ def over_time_frame(
     reaches = last is None or last >= bounds[1]
     begin = first if first is not None else bounds[0] if steps is None else (last or bounds[1]) - max(steps, 1) + 1
     if reaches and begin <= bounds[0]:
-        return course_frame(session, live, run_id, columns)
-    return layers_frame(session, run_id, first=first, last=last, steps=steps, columns=columns)
+        return course_frame(session, live, run_id, columns, book)
+    return layers_frame(session, run_id, first=first, last=last, steps=steps, columns=columns, book=book)
 
 
-def course_frame(session: Session, live: Live, run_id: str, columns: int) -> tuple[str, bytes] | None:
+def course_frame(
+    session: Session, live: Live, run_id: str, columns: int, book: RuleBook | None = None
+) -> tuple[str, bytes] | None:
     """layers_frame of the whole run, made anew only when another column of it is full: a long run is dear to read.
 
     Once the run has ended its last steps are in it, whether they fill a column or not.
@@ -146,7 +150,7 @@ def course_frame(session: Session, live: Live, run_id: str, columns: int) -> tup
     row = runs.get(session, run_id)
     end = bounds[1] if row is None or row.status in RUN_ENDED else None
     key = (width, bounds[0], full, end, run.window[-1].attempt_no if run and run.window else None)
-    return live.kept(run_id, f"course-{width}", key, lambda: layers_frame(session, run_id, columns=width))
+    return live.kept(run_id, f"course-{width}", key, lambda: layers_frame(session, run_id, columns=width, book=book))
 
 
 def layers_frame(
@@ -157,6 +161,7 @@ def layers_frame(
     last: int | None = None,
     steps: int | None = None,
     columns: int = 256,
+    book: RuleBook | None = None,
 ) -> tuple[str, bytes] | None:
     """Every layer over time as (ETag, frame); None if nothing is stored there. L layers, C columns.
 
@@ -186,6 +191,7 @@ def layers_frame(
         "step": int(series.step[ends[-1]]),
         "at_s": float(series.at_s[ends[-1]]),
         "first_step": int(series.step[keep[0]]),
+        "rules": experts_judged.thresholds(book),
         "marks": marks(session, run_id, series.step[ends], series.attempt_no[ends], series=series),
     }
     content = frames.payload(

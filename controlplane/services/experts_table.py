@@ -13,7 +13,8 @@ import numpy as np
 from agents.readings import LAYER_FACTS
 from controlplane.rules.book import RuleBook
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import experts_frame, experts_words
+from controlplane.services import expert_windows, experts_frame, experts_words
+from controlplane.services.experts_judged import NAMES
 from controlplane.services.experts_words import Picture, number
 from controlplane.services.fleet_state import BLIND_AFTER_S
 from controlplane.services.live import HISTORY, Live
@@ -51,7 +52,7 @@ def table(
     window = _window(session, live, run_id, step)
     if not window:
         return None
-    seen = experts_frame.picture(window, book)
+    seen = experts_frame.picture(window, book, lambda last: expert_windows.cv_before(session, last))
     last, shape = seen.last, seen.last.shape
     told = _with_facts(window)
     row = runs.get(session, run_id)
@@ -97,20 +98,20 @@ def _with_facts(window: Sequence[ExpertStep]) -> ExpertStep | None:
 
 
 def _layers(seen: Picture, told: ExpertStep | None) -> list[Json]:
-    found, experts_ = seen.found, seen.last.shape.experts
+    found, judged, experts_ = seen.found, seen.judged, seen.last.shape.experts
     facts = told.facts if told is not None else None
     return [
         {
             "layer": layer,
-            "cv_floor": number(seen.cv_floor[layer]),
-            "level": seen.level(float(seen.cv_floor[layer])),
+            "cv_floor": number(judged.floors[layer]),
+            "level": NAMES[judged.levels[layer]],
             "maxvio": number(found.maxvio[layer]),
             "effective": number(found.effective[layer] * experts_),
-            "dead": np.flatnonzero(seen.dead[layer]).tolist(),
+            "dead": np.flatnonzero(judged.dead[layer]).tolist(),
             "skip_share": number(found.skip_share[layer]),
             "bias_spread": number(found.bias_spread[layer]),
-            "lag1": number(seen.lag1[layer]),
-            "swings": bool(seen.swinging[layer]),
+            "lag1": number(judged.lag1[layer]),
+            "swings": bool(judged.swinging[layer]),
             **{name: None if facts is None else number(facts[at, layer]) for at, name in enumerate(LAYER_FACTS)},
         }
         for layer in range(seen.last.shape.layers)
@@ -127,7 +128,7 @@ def _slots(seen: Picture, layer: int) -> list[Json]:
             "count": int(counts[slot]),
             "load": number(loads[slot]) if slot < shape.experts else None,
             "bias": number(bias[slot]),
-            "dead": slot < shape.experts and bool(seen.dead[layer, slot]),
+            "dead": slot < shape.experts and bool(seen.judged.dead[layer, slot]),
         }
         for slot in range(shape.slots)
     ]

@@ -7,19 +7,20 @@ step, and sums over the window are moved on by what enters and what leaves. It j
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.rules.experts import Floats, LayerStatistics, design_effect, layer_statistics
-from controlplane.store.expert_records import ExpertStep
+from controlplane.store.expert_records import ExpertStep, Shape
 
 NOTHING_MOVED = 1e-12
 """A variance over the window below this part of the mean square is rounding."""
+ROOM = 96
+"""Rows that a window has place for before it is moved to the front: its 64 steps and half as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,18 @@ class Balance:
 
     share: NDArray[np.float32]
     """[L, E]"""
-    cv_floor: NDArray[np.float32]
-    """[L] in floors of independent tokens"""
     floor_cv: float
-    effect: Floats
-    freedom: Floats
-    """[L] the ranks' design effect in this step, NaN unknown, and its degrees of freedom"""
+    figures: dict[str, NDArray[Any]]
+    """[L] by the names of FIGURES"""
+
+
+FIGURES = (
+    *("maxvio", "avgvio", "cv", "cv_floor", "entropy", "effective", "gini", "min_load"),
+    *("dead_count", "skip_share", "bias_mean", "bias_spread"),
+)
+"""Of LayerStatistics; cv_floor is in floors of independent tokens. Beside them stand `effect` and `freedom`, the ranks'
+design effect in a step, NaN unknown, and its degrees of freedom."""
+_SUMS = ("squares", "products")
 
 
 def statistics_of(step: ExpertStep) -> LayerStatistics:
@@ -45,8 +52,8 @@ def statistics_of(step: ExpertStep) -> LayerStatistics:
 def balance_of(step: ExpertStep, found: LayerStatistics) -> Balance:
     """A step with its statistics."""
     effect, freedom = _effect(step)
-    share, cv_floor = found.share.astype(np.float32), found.cv_floor.astype(np.float32)
-    return Balance(share, cv_floor, float(found.floor_cv), effect, freedom)
+    figures = {name: getattr(found, name) for name in FIGURES} | {"effect": effect, "freedom": freedom}
+    return Balance(found.share.astype(np.float32), float(found.floor_cv), figures)
 
 
 def _effect(step: ExpertStep) -> tuple[Floats, Floats]:
@@ -57,46 +64,62 @@ def _effect(step: ExpertStep) -> tuple[Floats, Floats]:
     return design_effect(counts, spread.squares, spread.freedom, spread.ranks, step.shape.top_k), spread.freedom
 
 
-def rows_of(each: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Vectors [L] as [W, L]; numpy.stack takes several times as long for short ones."""
-    return np.concatenate(each).reshape(len(each), -1)
-
-
 def _known(share: NDArray[Any]) -> NDArray[Any]:
     """Shares with 0 in layers without tokens, where they are NaN."""
     missing = np.isnan(share[:, 0])
     return np.where(missing[:, None], 0, share) if missing.any() else share
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A step of the window: [L] Σ_e share² and Σ_e share · share of the row before (of the first row: nothing)."""
+class _Tape:
+    """Rows of arrays that stand one behind the other in memory while rows enter at the end and leave at both: a stretch
+    of them is a view, where stacking 64 matrices at each step would copy them all."""
 
-    step: ExpertStep
-    balance: Balance
-    squares: Floats
-    products: Floats
+    def __init__(self, shape: Shape) -> None:
+        self.begin = self.end = 0
+        wide = {"counts": np.dtype(np.uint32), "bias": np.dtype(np.float32)}
+        self._rows: dict[str, NDArray[Any]] = {
+            name: np.zeros((ROOM, shape.layers, shape.slots), dtype) for name, dtype in wide.items()
+        }
+        for name in (*FIGURES, "effect", "freedom", *_SUMS):
+            self._rows[name] = np.zeros((ROOM, shape.layers))
+
+    def add(self, values: Mapping[str, NDArray[Any]]) -> None:
+        if self.end == ROOM:
+            count = self.end - self.begin
+            for rows in self._rows.values():
+                rows[:count] = rows[self.begin : self.end].copy()
+            self.begin, self.end = 0, count
+        for name, rows in self._rows.items():
+            rows[self.end] = values[name]
+        self.end += 1
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._rows[name][self.begin : self.end]
 
 
 class MovingWindow:
-    """The steps of one run that are looked at, in order. Not safe for several threads at once."""
+    """The steps of one run that are looked at, in order, fewer than ROOM. Not safe for several threads at once; views
+    of it are good until it moves."""
 
     def __init__(self) -> None:
-        self._rows: deque[_Row] = deque()
+        self._rows: deque[tuple[ExpertStep, Balance]] = deque()
+        self._tape = _Tape(Shape(0, 0, 0, 0))
         self._sums: Floats = np.zeros((0, 0))
         """[L, E] of the shares of the rows. Shares are single precision, so adding and taking away is all but exact."""
+        self._counts: Floats = np.zeros((0, 0))
+        """[L, S] of the counts of the rows, which are whole numbers: exact"""
         self._newest: tuple[ExpertStep | None, LayerStatistics | None] = (None, None)
 
     @property
     def balances(self) -> list[Balance]:
         """Of each step."""
-        return [row.balance for row in self._rows]
+        return [balance for _, balance in self._rows]
 
     @property
     def newest(self) -> LayerStatistics:
         """The newest step's statistics."""
         step, found = self._newest
-        last = self._rows[-1].step
+        last = self._rows[-1][0]
         if found is None or step is not last:
             found = statistics_of(last)
             self._newest = (last, found)
@@ -105,28 +128,49 @@ class MovingWindow:
     def move(self, steps: Sequence[ExpertStep]) -> None:
         """Brings the window to these steps of one shape, not none: rows of steps that are still there stay."""
         rows = self._rows
-        while rows and rows[0].step is not steps[0]:
-            self._leave(rows.popleft())
-        kept = next((at for at, (row, step) in enumerate(zip(rows, steps, strict=False)) if row.step is not step), None)
+        while rows and rows[0][0] is not steps[0]:
+            self._leave(*rows.popleft())
+            self._tape.begin += 1
+        kept = next((at for at, (row, step) in enumerate(zip(rows, steps, strict=False)) if row[0] is not step), None)
         while len(rows) > min(len(steps), len(rows) if kept is None else kept):
-            self._leave(rows.pop())
+            self._leave(*rows.pop())
+            self._tape.end -= 1
         if not rows:
-            self._sums = np.zeros((steps[0].shape.layers, steps[0].shape.experts))
+            shape = steps[0].shape
+            self._tape = _Tape(shape)
+            self._sums, self._counts = np.zeros((shape.layers, shape.experts)), np.zeros((shape.layers, shape.slots))
         for step in steps[len(rows) :]:
             self._enter(step)
 
-    def _leave(self, row: _Row) -> None:
-        self._sums -= _known(row.balance.share)
+    def _leave(self, step: ExpertStep, balance: Balance) -> None:
+        self._sums -= _known(balance.share)
+        self._counts -= step.counts
 
     def _enter(self, step: ExpertStep) -> None:
         found = statistics_of(step)
         balance = balance_of(step, found)
         share = balance.share.astype(np.float64)
-        before = self._rows[-1].balance.share if self._rows else balance.share
+        before = self._rows[-1][1].share if self._rows else balance.share
         squares, products = (np.einsum("le,le->l", share, other) for other in (share, before.astype(np.float64)))
         self._sums += _known(share)
-        self._rows.append(_Row(step, balance, squares, products))
+        self._counts += step.counts
+        sums = {"squares": squares, "products": products}
+        self._tape.add({"counts": step.counts, "bias": step.bias} | balance.figures | sums)
+        self._rows.append((step, balance))
         self._newest = (step, found)
+
+    def each(self, name: str) -> NDArray[Any]:
+        """One of FIGURES, effect or freedom of each step [W, L]; counts or bias [W, L, S]. A view."""
+        return self._tape[name]
+
+    def mean(self, name: str) -> Floats:
+        """One of FIGURES, mean over the steps [L]; NaN where a step's is."""
+        return np.asarray(self.each(name).mean(axis=0), dtype=np.float64)
+
+    @property
+    def together(self) -> Floats:
+        """The sum of the steps' counts [L, S]."""
+        return self._counts.copy()
 
     def lag1(self) -> Floats:
         """rules.experts.lag1_autocorrelation of the window's shares: [L], from the sums.
@@ -138,10 +182,10 @@ class MovingWindow:
         if steps < 3:
             return np.full(len(self._sums), np.nan)
         mean = self._sums / steps
-        ends = self._rows[0].balance.share.astype(np.float64) + self._rows[-1].balance.share
+        ends = self._rows[0][1].share.astype(np.float64) + self._rows[-1][1].share
         of_mean = np.einsum("le,le->l", mean, mean)
-        squares = rows_of([row.squares for row in self._rows]).sum(axis=0)
-        products = rows_of([row.products for row in islice(self._rows, 1, None)]).sum(axis=0)
+        squares = self._tape["squares"].sum(axis=0)
+        products = self._tape["products"][1:].sum(axis=0)
         variance = squares - steps * of_mean
         together = products + np.einsum("le,le->l", mean, ends) - (steps + 1) * of_mean
         with np.errstate(divide="ignore", invalid="ignore"):

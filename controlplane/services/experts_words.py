@@ -1,22 +1,21 @@
 """What one window of expert records means, in words: the sentence, the tiles, and whether the run is still settling.
 
 The experts frame carries these words beside its arrays and the summary repeats them, so that a page's sentence, its
-tiles and its map always speak of one step and count a dead expert alike. Thresholds are the rules' own. Pure.
+tiles and its map always speak of one window and count a dead expert alike. What is called uneven, dead or swinging is
+what the alarms name in it (experts_judged); a single step is never judged. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from controlplane.rules import book as rule_book
-from controlplane.rules.book import RuleBook
 from controlplane.rules.experts import Floats, LayerStatistics, period_steps
+from controlplane.services.experts_judged import FAULT, NAMES, WARN, Judged
 from controlplane.store.expert_records import ExpertStep
 
 LAYERS_NAMED = 3
@@ -25,172 +24,185 @@ Tile = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The last step of a window, judged; L layers, E experts, W steps."""
+    """The last step of a window, and the window judged; L layers, E experts, W steps."""
 
     last: ExpertStep
     found: LayerStatistics
     """of the last step alone"""
     cv_floor: NDArray[np.floating[Any]]
-    """[L] of the last step, in floors in force"""
+    """[L] of the last step alone, in floors in force"""
     effect: Floats
     """[L] design effect of the window; 1 where ranks tell none"""
-    lag1: Floats
-    """[L] over the window"""
+    deff: float
+    """the median layer's"""
     shares: Sequence[NDArray[np.floating[Any]]]
     """of each of the W steps [L, E]"""
-    dead: NDArray[np.bool_]
-    """[L, E] without a token in the last steps"""
-    swinging: NDArray[np.bool_]
-    """[L]; none while the run settles"""
-    settling: bool
-    """in the warm-up, in which no rule judges"""
-    warmup_steps: int
-    warn_at: float
-    fault_at: float
+    judged: Judged
 
     @property
     def floor(self) -> float:
         """The sampling floor in force as a CV: chance alone, with tokens as correlated as the median layer's."""
-        return float(self.found.floor_cv * np.sqrt(np.median(self.effect)))
+        return float(self.found.floor_cv * np.sqrt(self.deff))
+
+    @property
+    def settling(self) -> bool:
+        """Whether no rule judges its balance yet, as the window reaches into the warm-up."""
+        return self.judged.is_settling
 
     def worst(self) -> int:
-        """The layer farthest from even."""
-        return int(np.argmax(np.nan_to_num(self.cv_floor, nan=-1.0)))
-
-    def level(self, value: float) -> str:
-        """ok, warn or fault of a distance in floors; nothing is wrong while the run settles."""
-        if self.settling or not np.isfinite(value) or value < self.warn_at:
-            return "ok"
-        return "fault" if value >= self.fault_at else "warn"
-
-
-@cache
-def shipped_book() -> RuleBook:
-    """The rules as they are delivered."""
-    return rule_book.load()
-
-
-def picture(
-    last: ExpertStep,
-    found: LayerStatistics,
-    shares: Sequence[NDArray[np.floating[Any]]],
-    cv_floors: NDArray[np.floating[Any]],
-    lag1: Floats,
-    dead: NDArray[np.bool_],
-    effect: Floats,
-    book: RuleBook | None = None,
-) -> Picture:
-    """Judges the window that ends with `last`, whose statistics are `found`: shares W of [L, E], cv_floors [W, L],
-    lag1 and effect [L], dead [L, E]."""
-    rules = book or shipped_book()
-    imbalance, oscillation = rules["expert-imbalance"].thresholds, rules["expert-oscillation"].thresholds
-    warmup = int(imbalance["warmup_steps"])
-    settling = last.step <= warmup
-    loud = cv_floors.mean(axis=0) > oscillation["cv_floor"]
-    swinging = ((lag1 <= oscillation["lag1"]) & loud) | (lag1 <= oscillation["worse_lag1"])
-    return Picture(
-        last=last,
-        found=found,
-        cv_floor=cv_floors[-1],
-        effect=effect,
-        lag1=lag1,
-        shares=shares,
-        dead=dead,
-        swinging=np.zeros_like(swinging) if settling else swinging,
-        settling=settling,
-        warmup_steps=warmup,
-        warn_at=imbalance["cv_floor"],
-        fault_at=imbalance["worse_cv_floor"],
-    )
+        """The layer farthest from even over the window."""
+        return self.judged.worst()
 
 
 def sentence(seen: Picture, *, ended: bool = False) -> dict[str, str]:
-    """What stands out at this step: lead, rest, level. `ended`: no step comes after it."""
-    shape, worst = seen.last.shape, seen.worst()
-    value = float(seen.cv_floor[worst])
-    share = np.nan_to_num(seen.found.share[worst])
-    expert = int(share.argmax())
-    rest = [*_dead_words(seen)]
-    if seen.swinging.any():
-        rest.append(f"Layer {int(np.flatnonzero(seen.swinging)[0])} swings.")
-    level = seen.level(value)
-    if seen.settling and ended:
-        lead = f"The run ended at step {seen.last.step}, before its warm-up of {seen.warmup_steps} steps was over."
-        rest.insert(0, f"Layer {worst} was farthest from even, at {value:.1f}× its sampling floor.")
-    elif seen.settling:
-        lead = f"Step {seen.last.step}: the balancing biases are still settling."
-        rest.insert(0, f"Layer {worst} is farthest from even, at {value:.1f}× its sampling floor.")
-    elif level != "ok":
-        lead = f"Layer {worst} sends {share[expert] * shape.experts:.1f}× its share to expert {expert}."
-        rest.insert(0, f"Its CV is {value:.1f}× the sampling floor.")
+    """What stands out in the window: lead, rest, level. `ended`: no step comes after it."""
+    judged = seen.judged
+    named = [*_uneven_words(seen), *_dead_words(seen), *_swing_words(judged), *_skip_words(judged)]
+    if not judged.is_judged:
+        lead, rest = _unjudged_words(seen, ended), [_farthest(seen), *named]
+    elif named:
+        lead, rest = named[0], named[1:]
     else:
-        lead = f"All {shape.layers} layers are as even as chance allows."
-        rest.insert(0, f"The farthest, layer {worst}, is at {value:.1f}× its sampling floor.")
-    dead = bool(seen.dead.any()) and not seen.settling
-    return {"lead": lead, "rest": " ".join(rest), "level": "fault" if dead else level}
+        lead, rest = _even_words(seen)
+    return {"lead": lead, "rest": " ".join(rest), "level": judged.level}
+
+
+def _unjudged_words(seen: Picture, ended: bool) -> str:
+    """Why no rule judges this window."""
+    last, judged = seen.last, seen.judged
+    if judged.is_settling and ended:
+        return f"The run ended at step {last.step}, before its balance could be judged."
+    if judged.is_settling:
+        return f"Step {last.step}: the balancing biases are still settling."
+    if judged.steps < judged.wanted:
+        have = f"{judged.steps} of the {judged.wanted} steps that are judged together"
+        return f"Step {last.step}: there are records of {have}, in attempt {last.attempt_no}."
+    return f"Step {last.step}: too many records before it are missing to judge its balance."
+
+
+def _farthest(seen: Picture) -> str:
+    layer = seen.worst()
+    floors = float(seen.judged.floors[layer])
+    return "" if np.isnan(floors) else f"Layer {layer} is farthest from even, at {times(floors)} its sampling floor."
+
+
+def _uneven_words(seen: Picture) -> list[str]:
+    judged = seen.judged
+    if not judged.uneven.any():
+        return []
+    layer = judged.worst()
+    share = np.nan_to_num(judged.lasting.share[layer])
+    expert = int(share.argmax())
+    words = [f"Layer {layer} sends {share[expert] * len(share):.1f}× its share to expert {expert}."]
+    steps = f"Over {judged.steps} steps its CV is {judged.lasting.cv[layer]:.2f}"
+    words.append(f"{steps}, and the steps lie at {times(float(judged.floors[layer]))} the sampling floor.")
+    more = int(np.count_nonzero(judged.uneven)) - 1
+    return [*words, f"{_count(more, 'more layer')} {'is' if more == 1 else 'are'} uneven."] if more else words
+
+
+def _even_words(seen: Picture) -> tuple[str, list[str]]:
+    """Of a window in which no rule names a layer: even, uneven from step to step only, or on its way."""
+    judged, layers = seen.judged, seen.last.shape.layers
+    layer = seen.worst()
+    far, lasting = times(float(judged.floors[layer])), judged.lasting.cv[layer]
+    if judged.falling[layer] and judged.floors[layer] > judged.warn_floor:
+        return f"Layer {layer} is at {far} its sampling floor, and its CV is falling.", []
+    if judged.floors[layer] > judged.warn_floor:
+        rest = f"Layer {layer}'s steps lie at {far} their sampling floor, and together at a CV of {lasting:.2f}."
+        return f"All {layers} layers even out over {judged.steps} steps.", [rest]
+    rest = f"The farthest, layer {layer}, is at {far} its sampling floor."
+    return f"All {layers} layers are as even as chance allows.", [rest]
 
 
 def _dead_words(seen: Picture) -> list[str]:
-    layers = np.flatnonzero(seen.dead.any(axis=1))
+    """Of experts that the rule names."""
+    dead = seen.judged.dead == 2
+    layers = np.flatnonzero(dead.any(axis=1))
     if not len(layers):
         return []
-    count = _count(int(seen.dead.sum()), "dead expert")
+    count = _count(int(dead.sum()), "dead expert")
     return [f"Layer {layers[0]} has {count}." if len(layers) == 1 else f"{len(layers)} layers have {count}."]
 
 
+def _swing_words(judged: Judged) -> list[str]:
+    layers = np.flatnonzero(judged.swinging)
+    if not len(layers):
+        return []
+    return [f"Layer {layers[0]} swings." if len(layers) == 1 else f"{len(layers)} layers swing."]
+
+
+def _skip_words(judged: Judged) -> list[str]:
+    if not judged.skipping.any():
+        return []
+    layer = int(np.argmax(np.where(judged.skipping > 0, judged.skip_share, -1.0)))
+    return [f"{100 * judged.skip_share[layer]:.1f} % of layer {layer}'s tokens take the skip slot."]
+
+
 def tiles(seen: Picture) -> list[Tile]:
-    """The row of figures of this step."""
-    shape, worst, cv_floor = seen.last.shape, seen.worst(), seen.cv_floor
-    above = [int(np.count_nonzero(cv_floor > limit)) for limit in (seen.fault_at, seen.warn_at)]
-    cv, floor = median(seen.found.cv), number(seen.floor)
-    dead = int(seen.dead.sum())
-    effective = seen.found.effective * shape.experts
+    """The row of figures of this window."""
+    shape, judged, worst = seen.last.shape, seen.judged, seen.worst()
+    effective = judged.lasting.effective * shape.experts
     fewest = int(np.argmin(np.nan_to_num(effective, nan=np.inf)))
+    cv, floor = median(judged.cv), number(seen.floor)
     return [
         tile(
             "worst layer",
-            times(float(cv_floor[worst])),
+            times(float(judged.floors[worst])),
             f"floor · L{worst}",
-            f"{_count(above[0], 'layer')} above {seen.fault_at:g}×, {above[1]} above {seen.warn_at:g}×",
-            seen.level(float(cv_floor[worst])),
+            _uneven_count(judged),
+            NAMES[int(judged.uneven.max(initial=0))],
         ),
         tile(
             "median layer",
-            times(median(cv_floor)),
+            times(median(judged.floors)),
             "floor",
             f"CV {_plain(cv, 2)}, floor {_plain(floor, 2)}{_effect(seen)}",
         ),
-        tile(
-            "dead experts",
-            str(dead),
-            f"of {shape.layers * shape.experts:,}",
-            _dead_named(seen),
-            "fault" if dead and not seen.settling else "ok",
-        ),
+        _dead_tile(seen),
         tile(
             "effective experts",
             _plain(median(effective), 1),
             f"of {shape.experts}",
             f"exp(H), fewest {_plain(number(effective[fewest]), 1)} in L{fewest}",
         ),
-        _skip_tile(seen),
+        _skip_tile(judged),
         _swing_tile(seen),
     ]
 
 
+def _uneven_count(judged: Judged) -> str:
+    """How many layers the alarm names, or why none."""
+    if not judged.is_judged:
+        return "not judged in the warm-up" if judged.is_settling else f"not judged, {judged.steps} steps"
+    fault, warn = (int(np.count_nonzero(judged.uneven == level)) for level in (FAULT, WARN))
+    return f"{fault} collapsing, {warn} uneven in {judged.steps} steps" if fault or warn else "no layer is uneven"
+
+
+def _dead_tile(seen: Picture) -> Tile:
+    shape, judged = seen.last.shape, seen.judged
+    named = bool((judged.dead == 2).any())
+    return tile(
+        "dead experts",
+        str(int(np.count_nonzero(judged.dead))),
+        f"of {shape.layers * shape.experts:,}",
+        _dead_named(seen),
+        NAMES[judged.dead_level] if named else "ok",
+    )
+
+
 def _effect(seen: Picture) -> str:
     """How much the ranks' tokens correlate, where they tell it."""
-    effect = float(np.median(seen.effect))
-    return f", deff {effect:.1f}" if effect > 1 else ""
+    return f", deff {seen.deff:.1f}" if seen.deff > 1 else ""
 
 
 def _dead_named(seen: Picture) -> str:
     """L31: 3, 11 — or the layers, the first few by name."""
-    layers = np.flatnonzero(seen.dead.any(axis=1))
+    dead = seen.judged.dead
+    layers = np.flatnonzero(dead.any(axis=1))
     if not len(layers):
         return "none"
     if len(layers) == 1:
-        return f"L{layers[0]}: {_first_few(str(expert) for expert in np.flatnonzero(seen.dead[layers[0]]))}"
+        return f"L{layers[0]}: {_first_few(str(expert) for expert in np.flatnonzero(dead[layers[0]]))}"
     return _first_few(f"L{layer}" for layer in layers)
 
 
@@ -200,8 +212,8 @@ def _first_few(names: Any) -> str:
     return ", ".join(listed[:LAYERS_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _skip_tile(seen: Picture) -> Tile:
-    skip = seen.found.skip_share
+def _skip_tile(judged: Judged) -> Tile:
+    skip = judged.skip_share
     mean = float(np.nanmean(skip)) if np.isfinite(skip).any() else np.nan
     most = int(np.argmax(np.nan_to_num(skip, nan=-1.0)))
     return tile(
@@ -209,20 +221,22 @@ def _skip_tile(seen: Picture) -> Tile:
         "?" if np.isnan(mean) else f"{100 * mean:.2f} %",
         "of tokens",
         f"most {100 * skip[most]:.2f} % in L{most}" if mean > 0 else "no token took a skip slot",
-        "warn" if mean > 0 and not seen.settling else "ok",
+        NAMES[int(judged.skipping.max(initial=0))],
     )
 
 
 def _swing_tile(seen: Picture) -> Tile:
-    layers = np.flatnonzero(seen.swinging)
-    context = "not judged in the warm-up" if seen.settling else f"none in the last {len(seen.shares)} steps"
+    judged = seen.judged
+    layers = np.flatnonzero(judged.swinging)
+    if not judged.is_judged and not len(layers):
+        return tile("oscillating", "–", "", _uneven_count(judged))
+    context = f"none in the last {len(seen.shares)} steps"
     if len(layers):
         first = int(layers[0])
         loads = np.stack([share[first : first + 1] for share in seen.shares])
         context = f"L{first}, period {period_steps(loads)[0]:.1f} steps"
     unit = "layer" if len(layers) == 1 else "layers"
-    value = "–" if seen.settling else str(len(layers))
-    return tile("oscillating", value, "" if seen.settling else unit, context, "warn" if len(layers) else "ok")
+    return tile("oscillating", str(len(layers)), unit, context, NAMES[int(judged.swinging.max(initial=0))])
 
 
 def tile(label: str, value: str, unit: str, context: str, level: str = "ok") -> Tile:
@@ -237,8 +251,8 @@ def number(value: Any) -> float | None:
 
 def median(values: NDArray[np.floating[Any]]) -> float | None:
     """The median of what is known."""
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else None
+    known = np.sort(values[np.isfinite(values)])  # numpy.median takes many times as long for as few
+    return float(known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2 if len(known) else None
 
 
 def times(value: float | None) -> str:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from controlplane.clock import Clock
-from controlplane.services import experts_frame, fleet_frame, frames
+from controlplane.rules.book import RuleBook
+from controlplane.rules.experts import Floats
+from controlplane.services import expert_windows, experts_frame, fleet_frame, frames
 from controlplane.services.experts_window import MovingWindow
 from controlplane.services.fleet_state import BLIND_AFTER_S, NodeStatus, statuses
 from controlplane.store import codec, experts, faults, nodes, telemetry, watch
@@ -68,8 +70,8 @@ class _Built:
 class Live:
     """The memory of one server. Safe for many threads."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Store, clock: Clock, book: RuleBook | None = None) -> None:
+        self._store, self._clock, self._book = store, clock, book
         self._lock = threading.Lock()
         self._building = threading.Lock()
         self._nodes: dict[str, LiveNode] = {}
@@ -184,13 +186,18 @@ class Live:
             built = self._built.get(run_id)
             if built is None or built.key != key:
                 window = MovingWindow() if built is None else built.window
-                meta, arrays = experts_frame.of_window(run.window, window)
+                meta, arrays = experts_frame.of_window(run.window, window, self._book, self._earlier)
                 head = {**meta, "simulated": run.simulated}
                 built = self._built[run_id] = _Built(key, frames.payload(arrays), head, window)
         age_s = max(0.0, self._clock.now() - run.received_s)
         meta = {**built.meta, "stale": age_s > BLIND_AFTER_S}
         frame = frames.pack("experts", {**meta, "age_s": round(age_s, 3)}, built.payload)
         return frames.tag(built.payload, meta), frame
+
+    def _earlier(self, last: ExpertStep) -> Floats | None:
+        """What the alarms compare a window with that is far from even: the CV of some steps before."""
+        with self._store.read() as session:
+            return expert_windows.cv_before(session, last)
 
     def kept(self, run_id: str, name: str, key: object, make: Callable[[], _Made]) -> _Made:
         """What `make` makes of a run, made once while `key` stays the same: for what is dear and many ask for."""

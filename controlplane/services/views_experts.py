@@ -1,6 +1,6 @@
-"""What the Experts page shows of a run: the newest step in words, one layer over time, a step of the past.
+"""What the Experts page shows of a run: a step in words, the newest or one of the past, and one layer over time.
 
-Words and thresholds are experts_words'. In the warm-up nothing is called wrong.
+Words are experts_words', what they call wrong is what the alarms name (experts_judged).
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_controller import identify
 from controlplane.rules.experts import bias_change, same_direction_share, sign_flip_rate
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import expert_places, experts_frame, experts_over_time, experts_words, frames
-from controlplane.services.experts_words import Picture, median, number, shipped_book
+from controlplane.services import (
+    expert_places,
+    expert_windows,
+    experts_frame,
+    experts_judged,
+    experts_over_time,
+    experts_words,
+    frames,
+)
+from controlplane.services.experts_judged import shipped_book
+from controlplane.services.experts_words import Picture, median, number
 from controlplane.services.fleet_state import BLIND_AFTER_S
 from controlplane.services.live import HISTORY, Live
 from controlplane.store import experts, runs
@@ -27,25 +36,32 @@ MAX_COLUMNS = 2048
 
 
 def summary(
-    session: Session, live: Live, run_id: str, *, now: float, book: RuleBook | None = None
+    session: Session, live: Live, run_id: str, *, now: float, step: int | None = None, book: RuleBook | None = None
 ) -> dict[str, Any] | None:
-    """The tiles and the sentence of a run's newest record; None while it has none. API: runs/{run}/experts/summary."""
+    """The tiles and the sentence of a run's newest record, or of a named step; None if there is none.
+
+    Of a step that was thinned with age it is that of the nearest one that was not. API: runs/{run}/experts/summary.
+    """
     run = live.run(run_id)
-    window = _window(session, live, run_id)
+    if step is not None and run is not None and run.window and step == run.window[-1].step:
+        step = None
+    window = _window(session, live, run_id) if step is None else experts_over_time.past(session, run_id, step)[0]
     if not window:
         return None
-    picture = experts_frame.picture(window, book)
+    picture = _picture(session, window, book)
     last, shape = picture.last, picture.last.shape
     row = runs.get(session, run_id)
-    age_s = max(0.0, now - (run.received_s if run else last.at_s))
-    worst = picture.worst()
+    age_s = max(0.0, now - (run.received_s if run and step is None else last.at_s))
+    ended = step is None and row is not None and row.status in RUN_ENDED
+    place = "" if step is None else "-past"
     return {
         "run": run_id,
         "attempt": last.attempt_no,
         "step": last.step,
         "at_s": last.at_s,
         "age_s": age_s,
-        "stale": age_s > BLIND_AFTER_S,
+        "stale": step is None and age_s > BLIND_AFTER_S,
+        "asked": step,
         "layers": shape.layers,
         "experts": shape.experts,
         "slots": shape.slots,
@@ -54,20 +70,20 @@ def summary(
         "ranks": last.ranks,
         "simulated": bool(run and run.simulated),
         "floor_cv": number(picture.floor),
-        "worst_layer": {"layer": worst, "cv_floor": number(picture.cv_floor[worst])},
-        "median_layer": {"cv_floor": median(picture.cv_floor)},
-        "dead": {"count": int(picture.dead.sum()), "layers": np.flatnonzero(picture.dead.any(axis=1)).tolist()},
-        "settling": picture.settling,
-        "sentence": experts_words.sentence(picture, ended=row is not None and row.status in RUN_ENDED),
+        **_distances(picture),
+        "sentence": experts_words.sentence(picture, ended=ended),
         "tiles": experts_words.tiles(picture),
         "controller": live.kept(
             run_id,
-            "controller",
+            f"controller{place}",
             (last.key, last.ranks, len(window)),
             lambda: _controller(window, picture, book or shipped_book()),
         ),
         "parallel": live.kept(
-            run_id, "parallel", (last.key, last.ranks), lambda: expert_places.ranks_view(session, window)
+            run_id,
+            f"parallel{place}",
+            (last.key, last.ranks),
+            lambda: expert_places.ranks_view(session, window, picture.judged.skewed, past=step is not None),
         ),
         "maxvio": _maxvio(session, run_id),
         "records": experts.counted(session, run_id),
@@ -77,7 +93,24 @@ def summary(
 def newest_picture(session: Session, live: Live, run_id: str, book: RuleBook | None = None) -> Picture | None:
     """A run's newest record, judged; None while it has none."""
     window = _window(session, live, run_id)
-    return experts_frame.picture(window, book) if window else None
+    return _picture(session, window, book) if window else None
+
+
+def _picture(session: Session, window: Sequence[ExpertStep], book: RuleBook | None) -> Picture:
+    return experts_frame.picture(window, book, lambda last: expert_windows.cv_before(session, last))
+
+
+def _distances(picture: Picture) -> dict[str, Any]:
+    """How far from even the window is, and where."""
+    judged, worst = picture.judged, picture.worst()
+    layers = np.flatnonzero((judged.dead > 0).any(axis=1)).tolist()
+    return {
+        "worst_layer": {"layer": worst, "cv_floor": number(judged.floors[worst])},
+        "median_layer": {"cv_floor": median(judged.floors)},
+        "dead": {"count": int(np.count_nonzero(judged.dead)), "layers": layers},
+        "settling": picture.settling,
+        "judged": judged.is_judged,
+    }
 
 
 def _window(session: Session, live: Live, run_id: str) -> Sequence[ExpertStep]:
@@ -98,7 +131,8 @@ def _controller(window: Sequence[ExpertStep], picture: Picture, book: RuleBook) 
         "drift": bias_change(bias, shape.experts),
         **{name: getattr(steered, name) for name in ("kp", "ki", "kd", "r2", "sign_gain", "sign_r2")},
     }
-    inverted = steered.inverted(book["expert-runaway"].thresholds["least_r2"]).tolist()
+    at = book["expert-runaway"].thresholds
+    inverted = steered.inverted(at["least_r2"], at["least_pid_r2"]).tolist()
     return [
         {"layer": layer, "kind": kind, "inverted": inverted[layer]}
         | {name: number(values[layer]) for name, values in figures.items()}
@@ -126,7 +160,9 @@ def _maxvio(session: Session, run_id: str) -> dict[str, Any]:
 # --- frames from the store -------------------------------------------------------------------------------------------
 
 
-def frame_at(session: Session, live: Live, run_id: str, step: int) -> tuple[str, bytes] | None:
+def frame_at(
+    session: Session, live: Live, run_id: str, step: int, book: RuleBook | None = None
+) -> tuple[str, bytes] | None:
     """The experts frame of one step of the past as (ETag, frame); None if it is not stored.
 
     Of a step that was thinned with age it is that of the nearest step that was not, and the head says which.
@@ -135,7 +171,9 @@ def frame_at(session: Session, live: Live, run_id: str, step: int) -> tuple[str,
     if not window:
         return None
     run = live.run(run_id)
-    meta, arrays = experts_frame.of_window(window)
+    meta, arrays = experts_frame.of_window(
+        window, book=book, earlier=lambda last: expert_windows.cv_before(session, last)
+    )
     history = arrays["history"]
     if len(series.step) and len(series.values["cv_floor"]) == len(history):
         told = series.values["cv_floor"][:, -experts_frame.HISTORY :]
@@ -154,6 +192,7 @@ def raster_frame(
     last: int | None = None,
     steps: int | None = None,
     columns: int = 256,
+    book: RuleBook | None = None,
 ) -> tuple[str, bytes] | None:
     """One layer over time as (ETag, frame); None if nothing is stored there. E experts, C columns.
 
@@ -175,7 +214,7 @@ def raster_frame(
         "step": int(found.step[-1]),
         "at_s": float(found.at_s[-1]),
         "floor_cv": _floor(found),
-        "settling": int(found.step[-1]) <= shipped_book()["expert-imbalance"].thresholds["warmup_steps"],
+        "rules": experts_judged.thresholds(book),
         "marks": experts_over_time.marks(session, run_id, found.step, found.attempt_no),
     }
     content = frames.payload(

@@ -167,7 +167,7 @@ def _goodput(days: Sequence[Day]) -> Json:
 def _imbalance(session: Session, live: Live, found: Sequence[Run], book: RuleBook) -> Json:
     training = [run for run in found if run.status == "active"]
     seen = [(run, views_experts.newest_picture(session, live, run.id, book)) for run in training]
-    known = [(float(told.cv_floor[told.worst()]), run, told) for run, told in seen if told is not None]
+    known = [(float(told.judged.floors[told.worst()]), run, told) for run, told in seen if told is not None]
     if not known:
         return _tile("worst imbalance", "–", "", "no expert record yet" if training else "no run trains now")
     value, run, told = max(known, key=lambda one: one[0])

@@ -84,6 +84,19 @@ def firing(session: Session, nodes: Sequence[str] | None = None) -> list[Fault]:
     return list(session.scalars(query))
 
 
+def of_attempt(session: Session, attempt: tuple[str, int], *, at_s: float | None = None) -> list[Fault]:
+    """The faults of a run's attempt that fire, or that fired at a moment of their nodes' clocks, by onset."""
+    query = select(Fault).where(Fault.run_id == attempt[0], Fault.attempt_no == attempt[1])
+    found = session.scalars(query.order_by(Fault.onset_s, Fault.id))
+    if at_s is None:
+        return [fault for fault in found if fault.state == "firing"]
+    return [
+        fault
+        for fault in found
+        if fault.onset_s <= at_s and (fault.cleared_s is None or fault.cleared_s - fault.clock_offset_s > at_s)
+    ]
+
+
 def of_node(session: Session, node: str, *, since_s: float = 0.0, limit: int = 200) -> list[Fault]:
     """A node's newest faults, newest first; those that fire are always among them."""
     query = select(Fault).where(Fault.node == node, (Fault.onset_s >= since_s) | (Fault.state == "firing"))

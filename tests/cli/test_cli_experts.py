@@ -94,12 +94,13 @@ def ask(api: Api, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[
 def test_show_has_the_words_a_row_a_layer_and_the_experts_of_one(ask: Ask) -> None:
     code, out, _ = ask("show", "run-2", "--layer", "1")
     assert code == 0
-    assert "Layer 1 sends" in out and "step 519 of attempt 1" in out and "3 layers, 4 experts, top-1" in out
+    assert "20 of the 64 steps that are judged together" in out and "Layer 1 has 1 dead expert." in out
+    assert "step 519 of attempt 1" in out and "3 layers, 4 experts, top-1" in out
     head = next(line for line in out.splitlines() if line.startswith("LAYER"))
     assert head.split("  ")[0] == "LAYER" and "CV ÷ FLOOR" in head and "LAG-1" in head
     rows = out[out.index(head) :].splitlines()[1:4]
     assert [row.split()[0] for row in rows] == ["0", "1", "2"]
-    assert "20.00 %" in rows[0] and "0.00× " in rows[0] and "× fault " in rows[1]
+    assert "20.00 %" in rows[0] and "0.00× " in rows[0] and "× warn " in rows[1]
     lines = out[out.index("Layer 1: tokens of each expert") :].splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["0", "1", "2", "3", "skip"]
     assert "1.33" in lines[0] and lines[2].endswith("dead") and "300 tokens" in lines[4]

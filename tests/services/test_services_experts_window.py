@@ -33,6 +33,11 @@ def steps(count: int, seed: int = 0, shape: Shape = SHAPE) -> list[ExpertStep]:
 def agrees(moving: MovingWindow, window: Sequence[ExpertStep]) -> None:
     """The window's sums and statistics are those of the same steps alone."""
     moving.move(window)
+    assert np.array_equal(moving.each("counts"), np.stack([step.counts for step in window]))
+    assert np.array_equal(moving.each("bias"), np.stack([step.bias for step in window]))
+    assert np.array_equal(moving.together, np.stack([step.counts for step in window]).sum(axis=0, dtype=np.float64))
+    cvs = np.stack([statistics_of(step).cv for step in window])
+    assert np.array_equal(moving.each("cv"), cvs, equal_nan=True)
     shares = np.stack([balance_of(step, statistics_of(step)).share for step in window])
     assert moving.lag1() == pytest.approx(lag1_autocorrelation(shares.astype(np.float64)), abs=1e-6, nan_ok=True)
     assert np.array_equal(np.stack([one.share for one in moving.balances]), shares, equal_nan=True)
@@ -43,6 +48,7 @@ def test_a_window_that_moves_on_is_the_window_computed_anew() -> None:
     every, moving = steps(120), MovingWindow()
     for last in range(1, len(every)):
         agrees(moving, every[max(0, last - 16) : last])
+    agrees(moving, every[50:114])
     assert np.isnan(moving.lag1()[1]) and moving.lag1()[0] < -0.8
 
 

@@ -128,13 +128,13 @@ def uneven() -> np.ndarray:
 
 def test_the_summary_says_what_is_wrong(server: Server) -> None:
     add_run(server.store)
-    train(server, range(240, 260), uneven())
+    train(server, range(201, 265), uneven())
     with server.store.read() as session:
         found = views_experts.summary(session, server.live, "run-1", now=START + 1)
         assert views_experts.summary(session, server.live, "none", now=START) is None
     assert found is not None
     json.dumps(found, allow_nan=False)
-    assert (found["step"], found["layers"], found["experts"], found["slots"]) == (259, 4, 16, 17)
+    assert (found["step"], found["layers"], found["experts"], found["slots"]) == (264, 4, 16, 17)
     assert found["worst_layer"]["layer"] == 2
     assert found["dead"] == {"count": 1, "layers": [3]}
     assert found["sentence"]["lead"] == "Layer 2 sends 6.0× its share to expert 5."
@@ -145,8 +145,10 @@ def test_the_summary_says_what_is_wrong(server: Server) -> None:
         "worst layer", "median layer", "dead experts", "effective experts", "skip share", "oscillating",
     ]  # fmt: skip
     assert (tiles["worst layer"]["level"], tiles["dead experts"]["value"]) == ("fault", "1")
+    assert tiles["dead experts"]["level"] == "warn", "as grave as its rule says"
+    assert tiles["worst layer"]["context"] == "1 collapsing, 1 uneven in 64 steps"
     assert tiles["skip share"]["context"] == "no token took a skip slot"
-    assert found["records"] == 20
+    assert found["records"] == 64
     assert found["maxvio"]["last_window"] == pytest.approx((5.0 + 1 / 15) / 4)
     assert len(found["controller"]) == 4
     assert found["controller"][0]["same_direction"] == pytest.approx(1.0)
@@ -176,14 +178,14 @@ def test_a_run_that_ended_in_its_warmup_does_not_settle_any_more(server: Server)
     with server.store.read() as session:
         found = views_experts.summary(session, server.live, "run-1", now=START)
     assert found is not None
-    assert found["sentence"]["lead"] == "The run ended at step 200, before its warm-up of 200 steps was over."
-    assert "was farthest from even" in found["sentence"]["rest"]
+    assert found["sentence"]["lead"] == "The run ended at step 200, before its balance could be judged."
+    assert "is farthest from even" in found["sentence"]["rest"]
 
 
-@pytest.mark.parametrize(("last", "settling"), [(200, True), (230, False)])
+@pytest.mark.parametrize(("last", "settling"), [(263, True), (264, False)])
 def test_every_picture_of_a_step_says_the_same_of_it(server: Server, last: int, settling: bool) -> None:
     add_run(server.store)
-    train(server, range(last - 20, last + 1), uneven())
+    train(server, range(last - 63, last + 1), uneven())
     with server.store.read() as session:
         told = views_experts.summary(session, server.live, "run-1", now=START)
         past = views_experts.frame_at(session, server.live, "run-1", last)
@@ -195,10 +197,13 @@ def test_every_picture_of_a_step_says_the_same_of_it(server: Server, last: int, 
         assert {name: head[name] for name in ("step", "sentence", "tiles", "settling")} == {
             name: told[name] for name in ("step", "sentence", "tiles", "settling")
         }
-        assert int(arrays["dead"].sum()) == told["dead"]["count"]
-        worst = float(arrays["cv_floor"].max())
-        assert told["tiles"][0]["value"] == f"{worst:.1f}×" and told["worst_layer"]["cv_floor"] == worst
-    assert told["settling"] is settling and frames.unpack(raster[1])[0]["settling"] is settling
+        assert np.count_nonzero(arrays["dead"]) == told["dead"]["count"]
+        worst = float(arrays["mean_floor"].max())
+        assert told["tiles"][0]["value"] == f"{worst:.1f}×"
+        assert told["worst_layer"]["cv_floor"] == pytest.approx(worst)
+        assert arrays["level"].tolist() == ([0, 0, 0, 1] if settling else [0, 0, 2, 1])
+    assert told["settling"] is settling
+    assert frames.unpack(raster[1])[0]["rules"]["expert-imbalance"]["cv_floor"] == 1.5
 
 
 def test_what_is_cut_short_says_how_much_is_left_out(server: Server) -> None:
@@ -222,10 +227,12 @@ def test_an_even_run_is_said_to_be_even(server: Server) -> None:
     add_run(server.store)
     dice = np.random.default_rng(1)
     server.live.expect("run-1", 1, 1)
-    for step in range(300, 340):
+    records = []
+    for step in range(300, 364):
         counts = np.zeros((4, 17), np.int64)
         counts[:, :16] = dice.multinomial(4096, np.full(16, 1 / 16), size=4)
-        server.send(experts=(expert(step, counts=counts),))
+        records.append(expert(step, counts=counts))
+    server.send(experts=tuple(records))
     with server.store.read() as session:
         found = views_experts.summary(session, server.live, "run-1", now=START)
     assert found is not None
