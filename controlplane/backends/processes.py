@@ -113,6 +113,15 @@ def nodes_of(name: str) -> set[str]:
     return {its[NODE] for its in found if its.get(ATTEMPT) == name and NODE in its}
 
 
+def bearing(pid: int, name: str) -> psutil.Process | None:
+    """The process of this id if it runs and bears the attempt's name; None if the id has gone to anybody else."""
+    try:
+        process = psutil.Process(pid)
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return None
+    return process if is_running(process) and _environment(process).get(ATTEMPT) == name else None
+
+
 def tell(process: psutil.Process, *, terminate: bool) -> None:
     """SIGTERM or SIGKILL; nothing to one that is gone."""
     try:

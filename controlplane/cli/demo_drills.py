@@ -7,14 +7,13 @@ shard in the plan or asks too much of a gate. What follows is the controller's, 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controlplane.backends import processes
 from controlplane.client import Client
 
 Json = dict[str, Any]
@@ -59,6 +58,10 @@ class Drill(ABC):
     def look(self, seen: Sight) -> str:
         """Acts if its moment has come; what it did in a sentence, or nothing."""
 
+    def watch(self) -> None:
+        """Looks for what follows, at each look once it was done; most drills are read back at the end."""
+        return
+
     def told(self, client: Client) -> Json:
         """The drill's line of the report; `decision` is None where none was made, `detect_seconds` lead up to it."""
         line = {"kind": self.kind, "stage": self.stage, "injected_step": self.injected_step}
@@ -89,6 +92,24 @@ def _trained(run: Json, step: int) -> bool:
     return saved and newest["first_step"] is not None and (run["step"] or 0) >= step
 
 
+def _read(path: Path) -> Json:
+    """A file that a job writes; empty while there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def killed(pid: object, attempt: str) -> bool:
+    """SIGKILL to a process of an attempt; False if the id is nobody's any more, or another's."""
+    process = processes.bearing(pid, attempt) if isinstance(pid, int) and pid > 0 else None
+    if process is None:
+        return False
+    processes.tell(process, terminate=False)
+    return True
+
+
 class RankKilled(Drill):
     """SIGKILL to one rank's process; nothing else is told."""
 
@@ -104,8 +125,8 @@ class RankKilled(Drill):
             return ""
         newest = run["attempts"][-1]
         for beat in self._nodes.glob(f"*/attempts/{newest['name']}/heartbeat-rank-1.json"):
-            os.kill(int(json.loads(beat.read_text())["pid"]), signal.SIGKILL)
-            return self.note(run["id"], run["step"])
+            if killed(_read(beat).get("pid"), newest["name"]):
+                return self.note(run["id"], run["step"])
         return ""
 
 
@@ -147,32 +168,50 @@ class LossSpike(Drill):
 
 
 class ActorKilled(Drill):
-    """SIGKILL to one rollout actor; the learner is to replace it without an end of the attempt."""
+    """SIGKILL to one rollout actor; the learner is to replace it without an end of the attempt.
+
+    The learner writes its actors' process ids down anew at the end of the step in which it has replaced one: from the
+    kill to there is what is told as the time that it took to be seen.
+    """
 
     kind = "rollout actor killed"
 
     def __init__(self, stage: str, runs: Path, at_step: int) -> None:
         super().__init__()
         self.stage, self._runs, self._at = stage, runs, at_step
+        self._file = runs
+        self._pid = 0
+        self._attempt = 0
+        self._replaced_s: float | None = None
 
     def look(self, seen: Sight) -> str:
         run = seen.run
-        if (run["step"] or 0) < self._at:
+        if not run["attempts"] or (run["step"] or 0) < self._at:
             return ""
-        for file in self._runs.glob(f"{run['id']}/attempt-*/rollouts.json"):
-            os.kill(int(json.loads(file.read_text())["pids"][0]), signal.SIGKILL)
-            return self.note(run["id"], run["step"])
+        newest = run["attempts"][-1]
+        file = self._runs / run["id"] / f"attempt-{newest['no']:04d}" / "rollouts.json"
+        for pid in _read(file).get("pids") or ():
+            if killed(pid, newest["name"]):
+                self._file, self._pid, self._attempt = file, pid, newest["no"]
+                return self.note(run["id"], run["step"])
         return ""
 
+    def watch(self) -> None:
+        pids = _read(self._file).get("pids") if self._replaced_s is None else None
+        if pids and self._pid not in pids:
+            self._replaced_s = self._file.stat().st_mtime
+
     def outcome(self, client: Client) -> Json:
+        self.watch()
         run = client.run(self.run)
-        found = next((one for one in run["attempts"]), None)
         result = next((one for one in _runs(client, run) if one["id"] == self.run), None)
         replaced = (result or {}).get("metrics", {}).get("rollout_restarts", 0)
+        took = round(self._replaced_s - (self.injected_s or 0.0), 3) if self._replaced_s is not None else None
+        same = run["attempts"][-1]["no"] == self._attempt
         return {
             "decision": f"replaced by its learner, {replaced:.0f} time(s)" if replaced else None,
-            "detect_seconds": None,
-            "recovered": bool(replaced) and len(run["attempts"]) == 1 and bool(found) and run["status"] == "succeeded",
+            "detect_seconds": took,
+            "recovered": bool(replaced) and took is not None and same and run["status"] == "succeeded",
         }
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from controlplane.cli.demo_drills import (
 )
 from controlplane.cli.demo_processes import DemoError
 from controlplane.cli.output import EXIT, hint
+from controlplane.client import ApiError
 
 Json = dict[str, Any]
 TEMPLATE = "toy-lifecycle"
@@ -74,7 +76,9 @@ class Showing:
             self._tell(told)
             self._watch(told)
             for drill in self.drills:
-                if not drill.done:
+                if drill.done:
+                    drill.watch()
+                else:
                     self._drill(drill, told)
             if told["status"] not in ("active", "paused"):
                 return told
@@ -97,7 +101,12 @@ class Showing:
         if stage["state"] in ("waiting", "passed") or not live:
             return
         run = self.client.run(live[-1]["id"])
-        if said := drill.look(Sight(self.client, told["id"], stage, run)):
+        try:
+            said = drill.look(Sight(self.client, told["id"], stage, run))
+        except ApiError as error:  # what was looked at has moved on meanwhile: it is looked at again
+            hint(f"demo:   the drill {drill.kind} has to wait: {error}")
+            return
+        if said:
             say(said)
 
     def _tell(self, told: Json) -> None:
@@ -146,12 +155,20 @@ def run(folder: Path, *, until_end: bool, backend: str = "local", stages: str = 
             signal.pause()
         print(json.dumps(outcome), flush=True)
         return EXIT.OK if not failed else EXIT.ERROR
-    except DemoError as error:
-        say(f"failed: {error}")
-        say(f"logs are in {show.stage.folder}")
-        print(json.dumps({"failed": str(error)}), flush=True)
-        return EXIT.ERROR
     except KeyboardInterrupt:
         return EXIT.OK
+    except Exception as error:  # whatever it was: the last line is to say it
+        return _failed(show, error)
     finally:
         show.stage.end()
+
+
+def _failed(show: Demo, error: Exception) -> int:
+    """The last line of a demo that came to nothing; what nobody foresaw is told whole before it."""
+    if not isinstance(error, DemoError):
+        traceback.print_exception(error)
+    words = str(error) if isinstance(error, DemoError) else f"{type(error).__name__}: {error}"
+    say(f"failed: {words}")
+    say(f"logs are in {show.stage.folder}")
+    print(json.dumps({"failed": words}), flush=True)
+    return EXIT.ERROR

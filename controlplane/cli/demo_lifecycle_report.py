@@ -43,7 +43,6 @@ def learned(outcome: Json) -> list[str]:
 
 def _stage(client: Client, stage: Json, lineage: Json, learning: Json | None) -> Json:
     own = [client.run(one["id"]) for one in _own(stage)]
-    resumed = next((a for run in own for a in run["attempts"] if a["no"] > 1 and a["first_step"] is not None), None)
     row: Json = next((one for one in lineage["stages"] if one["stage"] == stage["name"]), {})
     metric, first, last = _metric(client, stage, learning)
     return {
@@ -57,9 +56,7 @@ def _stage(client: Client, stage: Json, lineage: Json, learning: Json | None) ->
         "learning": learning,
         **_sampled(stage),
         "attempts": sum(len(run["attempts"]) for run in own),
-        "first_step_after_restart": resumed["first_step"] if resumed else None,
-        "resume_step": resumed["resume_step"] if resumed else None,
-        "manifest_step": _manifest_step(client, own) if resumed else None,
+        **_restarted(client, own),
         "gate": stage["gate"]["state"] if stage["gate"] else None,
         "checkpoint_hash": stage["candidate"]["hash"] if stage["candidate"] else None,
         "parent_hash": row.get("parent_hash") or None,
@@ -123,19 +120,52 @@ def _max_vio(client: Client, own: Sequence[Json]) -> Json | None:
     return {"first": told.get("first_window"), "last": told.get("last_window")}
 
 
-def _manifest_step(client: Client, own: Sequence[Json]) -> int | None:
-    """The step that the first restarted attempt really went on from: its newest checkpoint names its parent in its
-    manifest, and the parent's manifest, read from disk, says its step."""
-    for run in own:
-        saved = [one for one in run["checkpoints"] if one["attempt"] == 2 and one["state"] == "validated"]
-        for one in saved[:1]:
-            try:
-                parent = client.get(f"runs/{run['id']}/checkpoints/{one['id']}/manifest")["parent"]
-                source = next(other for other in run["checkpoints"] if other["path"] == parent)
-                return int(client.get(f"runs/{run['id']}/checkpoints/{source['id']}/manifest")["step"])
-            except (ApiError, StopIteration):
-                return None
-    return None
+def _restarted(client: Client, own: Sequence[Json]) -> Json:
+    """Where the stage's first restarted attempt went on: of the first that did so wrongly, if one did."""
+    found = [
+        {
+            "first_step_after_restart": attempt["first_step"],
+            "resume_step": attempt["resume_step"],
+            "manifest_step": _manifest_step(client, run, attempt),
+        }
+        for run in own
+        for attempt in run["attempts"]
+        if attempt["no"] > 1 and attempt["first_step"] is not None
+    ]
+    none = dict.fromkeys(("first_step_after_restart", "resume_step", "manifest_step"))
+    return next((one for one in found if not _went_on(one)), found[0] if found else none)
+
+
+def _went_on(one: Json) -> bool:
+    """Whether a restarted attempt went on at its manifest's step + 1; one that began from scratch did not."""
+    at = one["manifest_step"]
+    return at is not None and one["resume_step"] == at and one["first_step_after_restart"] == at + 1
+
+
+def _manifest_step(client: Client, run: Json, attempt: Json) -> int | None:
+    """The step that a restarted attempt really went on from: its first checkpoint names its parent in its manifest,
+    and the parent's manifest, read from disk, says its step. Of one that saved nothing: what the checkpoint says that
+    it was given."""
+    known = [one for one in run["checkpoints"] if one["state"] == "validated"]
+
+    def manifest(one: Json) -> Json:
+        told: Json = client.get(f"runs/{run['id']}/checkpoints/{one['id']}/manifest")
+        return told
+
+    try:
+        first = min(
+            (one for one in known if one["attempt"] == attempt["no"]), key=lambda one: one["step"], default=None
+        )
+        if first is not None:
+            parent = manifest(first)["parent"]
+            source = next(one for one in run["checkpoints"] if one["path"] == parent)
+        else:
+            source = next(
+                one for one in known if (one["step"], one["attempt"] < attempt["no"]) == (attempt["resume_step"], True)
+            )
+        return int(manifest(source)["step"])
+    except (ApiError, StopIteration):
+        return None
 
 
 def _rsa(told: Json) -> Json:
@@ -193,11 +223,8 @@ def _chained(outcome: Json) -> bool:
 
 
 def _resumed(outcome: Json) -> bool:
-    restarted = [one for one in outcome["stages"] if one["resume_step"] is not None]
-    return bool(restarted) and all(
-        one["resume_step"] == one["manifest_step"] and one["first_step_after_restart"] == one["manifest_step"] + 1
-        for one in restarted
-    )
+    restarted = [one for one in outcome["stages"] if one["first_step_after_restart"] is not None]
+    return bool(restarted) and all(map(_went_on, restarted))
 
 
 CHECKS: tuple[tuple[str, tuple[str, ...], Callable[[Json], bool]], ...] = (
