@@ -158,6 +158,8 @@ SCENARIOS: dict[str, tuple[Plant | None, dict[str, Any]]] = {
     "healthy": (_healthy, {}),
     "no-balancing": (None, {"controller": "none"}),
     "too-fast": (None, {"controller": "sign", "rate": 0.05}),
+    "too-fast-adamw": (None, {"rate": 0.2}),
+    "fast-adamw": (None, {"rate": 0.06}),
     "too-slow": (None, {"controller": "sign", "rate": 2e-6}),
     "inverted": (_inverted, {"onset": ONSET}),
     "frozen": (_frozen, {"onset": ONSET}),
@@ -259,13 +261,20 @@ def _stacked(steps: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
 
 
 def key_of(recipe: Recipe) -> str:
-    """The content hash of a run: its recipe, its plant's code and the trainer's behaviour."""
-    whole = hashlib.sha256(json.dumps([asdict(recipe), asdict(SHAPE), RANKS, LENGTH]).encode())
-    for part in (SCENARIOS[recipe.scenario][0], train, _steps, Choices, Run):
+    """The content hash of a run: its recipe, its plant's code with the constants it reads, the trainer's behaviour."""
+    constants = [RANKS, LENGTH, RESUMED, EXPERT_PARALLEL]
+    whole = hashlib.sha256(json.dumps([asdict(recipe), asdict(SHAPE), constants]).encode())
+    for part in (SCENARIOS[recipe.scenario][0], every_topic, head, train, _steps, Choices, Run):
         if part is not None:
-            whole.update(ast.dump(ast.parse(textwrap.dedent(inspect.getsource(part)))).encode())
+            whole.update(_code(part))
     whole.update(behaviour(recipe.controller))
     return whole.hexdigest()[:16]
+
+
+@cache
+def _code(part: Callable[..., Any] | type) -> bytes:
+    """What a function or class says, whatever its layout and comments."""
+    return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(part)))).encode()
 
 
 @cache
