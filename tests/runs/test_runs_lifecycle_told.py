@@ -61,6 +61,16 @@ def send(walk: Conducting) -> list[str]:
         sender.close()
 
 
+def as_documented(real: Any) -> None:
+    """The message of docs/messages.md has the fields of a real one, and every type its line."""
+    text = (ROOT / "docs" / "messages.md").read_text()
+    (shown,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    assert (list(shown), list(shown["data"])) == (list(real), list(real["data"]))
+    assert shown["data"]["requirements"] == real["data"]["requirements"]
+    for name in (lifecycles_messages.HELD, lifecycles_messages.SUCCEEDED, lifecycles_messages.FAILED):
+        assert f"| `{name}` |" in text
+
+
 def test_a_hold_and_the_end_reach_a_receiver_signed_and_once(told: Conducting, hook: Receiver) -> None:
     told.metrics["sft"] = MEASURED
     made = told.begin(APPROVED, name="zaya-life")
@@ -78,7 +88,8 @@ def test_a_hold_and_the_end_reach_a_receiver_signed_and_once(told: Conducting, h
     assert data["requirements"] == [
         {"requirement": "pass@1 > constant_baseline", "value": 0.25, "bound": 0.0211, "ok": True}
     ]
-    for _ in range(3):  # rounds go by, and a new leader begins
+    as_documented(one.message)
+    for _ in range(3):  # rounds go by
         told.tick(40.0)
     assert send(told) == []
     told.say(made, "sft", "approved")
@@ -96,15 +107,6 @@ def test_a_hold_and_the_end_reach_a_receiver_signed_and_once(told: Conducting, h
         ("ops", "sft", "told", 1),
         ("ops", None, "told", 1),
     ]
-
-
-def test_each_channel_that_is_on_gets_its_own_row_and_others_none(told: Conducting) -> None:
-    channel(told, "off", enabled=False)
-    channel(told, "pager")
-    made = told.begin({"name": "a", "gate": gate(approval=True)})
-    told.walk(made)
-    assert {one.channel for one in messages(told, made)} == {"ops", "pager"}
-    assert len({one.id for one in messages(told, made)}) == 2
 
 
 def test_what_a_gate_refuses_is_told_and_every_new_hold_anew(told: Conducting) -> None:
@@ -184,29 +186,18 @@ def test_messages_of_one_lifecycle_keep_their_order_and_one_is_given_up(told: Co
     assert dead.sentence == "ops was not told of walk, stage a: given up after 9 tries"
 
 
-def test_without_pages_a_message_has_no_link_and_without_channels_there_is_none(walk: Conducting) -> None:
+def test_each_channel_that_is_on_has_its_row_without_a_link_where_nobody_knows_the_pages(walk: Conducting) -> None:
     made = walk.begin({"name": "a", "gate": gate(approval=True)})
     walk.walk(made)
     assert (messages(walk, made), walk.state(made).seq) == ([], 0)
-    channel(walk, "ops")
+    for name, enabled in (("ops", True), ("pager", True), ("off", False)):
+        channel(walk, name, enabled=enabled)
     again = walk.begin({"name": "a", "gate": gate(approval=True)})
     walk.walk(again)
+    assert [one.channel for one in messages(walk, again)] == ["ops", "pager"]
     data = messages(walk, again)[0].body["data"]
     assert (data["link"], data["page"]) == (None, f"lifecycle?lifecycle={again}&stage=a")
     assert data["sentence"].endswith(", step 10.")
-
-
-def test_the_documented_message_has_the_fields_of_a_real_one(told: Conducting) -> None:
-    text = (ROOT / "docs" / "messages.md").read_text()
-    (shown,) = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
-    made = told.begin(APPROVED)
-    told.metrics["sft"] = MEASURED
-    told.walk(made)
-    real = messages(told, made)[0].body
-    assert (list(shown), list(shown["data"])) == (list(real), list(real["data"]))
-    assert shown["data"]["requirements"] == real["data"]["requirements"]
-    for name in (lifecycles_messages.HELD, lifecycles_messages.SUCCEEDED, lifecycles_messages.FAILED):
-        assert f"| `{name}` |" in text
 
 
 @pytest.mark.parametrize(

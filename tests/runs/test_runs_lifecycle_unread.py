@@ -38,8 +38,8 @@ def test_it_is_seen_at_once_told_once_and_gone_when_it_can_be_read(walk: Conduct
     assert (first["state"], first["reason"], first["unread"]["run"]) == ("training", "", run_id)
     assert first["unread"]["why"] == f"{folder}/attempt-0001: No such file or directory"
     assert walk.told(made, "stage_unread") == []
-    for _ in range(20):
-        walk.tick(TOLD_S / 2)
+    for seconds in (TOLD_S, TOLD_S, 60.0):
+        walk.tick(seconds)
     (told,) = walk.told(made, "stage_unread")
     assert told.sentence.startswith(f"Stage a waits: cannot read {folder}/attempt-0001: No such file")
     shown = walk.shown(made)
