@@ -1,11 +1,13 @@
 """The way to the server is cut for longer than a rank may be silent: no decision comes of it, and no record is lost.
 
 Real processes: the server, an agent a node, a trainer that keeps the contract. The clocks are the machine's, since
-processes read no other.
+processes read no other; so the suite cuts for as long as makes a rank suspect and its node blind, and `make soak` for as
+long as would make it hung. That silence of a minute and a half is no hang, test_cut_off shows at clocks that it moves.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -26,8 +28,8 @@ from tests.flow.test_server_killed import free_port, serve, until
 
 NODES = ("node-a", "node-b")
 STEPS, STEP_S = 100_000, 0.5
-CUT_S = 66.0
-"""A training rank may be silent for 60 s."""
+CUT_S = float(os.environ.get("TRIMTAB_CUT_S", "24"))
+"""A node is blind after 15 s, a training rank suspect after 20 s, and hung after 60 s."""
 JOB: dict[str, Any] = {
     "metadata": {"name": "stub"},
     "spec": {
@@ -143,7 +145,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 @pytest.mark.timeout(480)
-def test_a_server_that_cannot_be_reached_for_a_minute_decides_nothing_and_loses_nothing(stage: Stage) -> None:
+def test_a_server_that_cannot_be_reached_decides_nothing_and_loses_nothing(stage: Stage) -> None:
     client = stage.client
     until(lambda: len([node for node in client.nodes() if len(node["gpus"]) == 8]) == 2)
     run = client.submit(JOB)["id"]
