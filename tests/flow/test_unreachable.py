@@ -1,8 +1,8 @@
 """The way to the server is cut for longer than a rank may be silent: no decision comes of it, and no record is lost.
 
 Real processes: the server, an agent a node, a trainer that keeps the contract. The clocks are the machine's, since
-processes read no other; so the suite cuts for as long as makes a rank suspect and its node blind, and `make soak` for as
-long as would make it hung. That silence of a minute and a half is no hang, test_cut_off shows at clocks that it moves.
+processes read no other; so the suite cuts for as long as makes a rank suspect and its node blind, and `make soak` for
+as long as would make it hung. That a minute and a half is no hang, test_cut_off shows at clocks that it moves.
 """
 
 from __future__ import annotations
