@@ -166,7 +166,7 @@ def _held(stage: StageView) -> PlanMove:
             because = f": {word.reason}" if word.reason else ""
             if word.verdict == "refused":
                 words = f"{word.actor} refused checkpoint {short(word.checkpoint_hash)} of stage {stage.name}{because}."
-                return MoveStage(stage.name, "failed", words, level="warn")
+                return MoveStage(stage.name, "failed", words, level="warn", word=word.id)
             against = ", against its gate" if stage.hold == "refused" else ""
             words = f"{word.actor} approved checkpoint {short(word.checkpoint_hash)} of stage {stage.name}{against}"
             return Pass(stage.name, stage.candidate, f"{words}{because}.", word=word.id)

@@ -189,6 +189,8 @@ class MoveStage:
     stop: tuple[str, ...] = ()
     init: Kept | None = None
     """of a stage that is held before it began"""
+    word: str | None = None
+    """a person's refusal, which this carries out"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,7 +256,7 @@ def say(
 def _open_word(session: Session, found: Executed, row: LifecycleStage) -> bool:
     """Whether a person's word on a stage's candidate has not had its effect yet."""
     words = lifecycles.approvals(session, found.id, row.name)
-    return any(one.used_s is None and one.checkpoint_hash == row.candidate_hash for one in words)
+    return any(one.open and one.checkpoint_hash == row.candidate_hash for one in words)
 
 
 def same(given: str, full: str) -> bool:

@@ -165,7 +165,7 @@ def _line(session: Session, found: Executed, row: LifecycleStage) -> Json:
     evaluations = lifecycles.evaluations(session, row.candidate_hash)
     at = _ran_in(session, found, row)
     own = next((one for one in reversed(evaluations) if (one.lifecycle_id, one.stage) == (at, row.name)), None)
-    words = [one for one in lifecycles.approvals(session, found.id, row.name) if one.used_s is not None]
+    words = [one for one in lifecycles.approvals(session, at, row.name) if one.used_s is not None]
     source = lifecycles.checkpoint(session, row.init_hash)
     return {
         "stage": row.name,

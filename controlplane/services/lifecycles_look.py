@@ -76,7 +76,7 @@ def _stage(
         init=_kept(row.init_hash, row.init_path, None, None, tainted),
         candidate=_kept(row.candidate_hash, row.candidate_path, row.candidate_step, row.candidate_run_id, tainted),
         runs=tried,
-        words=tuple(_word(one) for one in words if one.stage == row.name and one.used_s is None),
+        words=tuple(_word(one) for one in words if one.stage == row.name and one.open),
         wish=again_of(row.wish),
     )
 

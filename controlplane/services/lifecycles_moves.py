@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from controlplane.runs.lifecycle_states import STAGE_ENDED
 from controlplane.runs.lifecycle_view import (
     Begin,
     Kept,
@@ -146,6 +147,10 @@ def _move(session: Session, found: Executed, row: LifecycleStage, move: MoveStag
     if move.verdict is not None:
         row.verdict = move.verdict.as_dict()
     row.wish = None  # it was of the state that is left
+    if move.word is not None:
+        lifecycles.use_approval(session, move.word, now=now)
+    if move.state in STAGE_ENDED:
+        lifecycles.void_approvals(session, found.id, row.name, now=now)
     lifecycles.move_stage(row, move.state, reason=move.sentence, now=now, hold=move.hold)
     _stop(session, move.stop, move.sentence.rstrip("."), now)
     kind = f"stage_{move.state}_{move.hold}" if move.hold else f"stage_{move.state}"
@@ -158,6 +163,7 @@ def _pass(session: Session, found: Executed, plan: Lifecycle, row: LifecycleStag
         return False
     if move.word is not None:
         lifecycles.use_approval(session, move.word, now=now)
+    lifecycles.void_approvals(session, found.id, row.name, now=now)
     _set_candidate(row, move.candidate)
     if move.verdict is not None:
         row.verdict = move.verdict.as_dict()

@@ -87,6 +87,7 @@ def _word(one: Approval) -> Json:
         "reason": one.reason,
         "at_s": one.at_s,
         "used_s": one.used_s,
+        "voided_s": one.voided_s,
     }
 
 

@@ -51,7 +51,7 @@ def _attempts() -> Asked:
 
 
 def _words() -> Asked:
-    return select(Approval.lifecycle_id, Approval.id).where(Approval.used_s.is_(None))
+    return select(Approval.lifecycle_id, Approval.id).where(Approval.used_s.is_(None), Approval.voided_s.is_(None))
 
 
 def _tainted() -> Asked:

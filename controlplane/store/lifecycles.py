@@ -315,17 +315,17 @@ def add_approval(session: Session, *, now: float, **values: Any) -> Approval:
 
 
 def use_approval(session: Session, approval_id: str, *, now: float) -> None:
-    """An approval has had its effect. LookupError if there is none that was not used."""
+    """A person's word has had its effect. LookupError if there is none that is open."""
     word = session.get(Approval, approval_id)
-    if word is None or word.used_s is not None:
-        raise LookupError(f"there is no unused approval {approval_id}")
+    if word is None or not word.open:
+        raise LookupError(f"there is no open approval {approval_id}")
     word.used_s = now
 
 
 def void_approvals(session: Session, lifecycle_id: str, stage: str, *, now: float) -> None:
-    """No word that was said of a stage so far holds for anything more."""
+    """No word that was said of a stage so far and had no effect holds for anything more."""
     for word in approvals(session, lifecycle_id, stage):
-        word.used_s = now if word.used_s is None else word.used_s
+        word.voided_s = now if word.open else word.voided_s
 
 
 def point(

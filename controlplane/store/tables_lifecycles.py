@@ -105,7 +105,7 @@ class StageRun(Row):
 
 
 class Approval(Row):
-    """A person's word on one checkpoint of one stage; once it was used it holds for nothing more."""
+    """A person's word on one checkpoint of one stage: used once, or void when what it was said of was done again."""
 
     __tablename__ = "approvals"
     __table_args__ = (
@@ -121,6 +121,12 @@ class Approval(Row):
     reason: Mapped[str] = mapped_column(default="")
     at_s: Mapped[float]
     used_s: Mapped[float | None]
+    voided_s: Mapped[float | None]
+
+    @property
+    def open(self) -> bool:
+        """Whether it still waits to be carried out."""
+        return self.used_s is None and self.voided_s is None
 
 
 class Alias(Row):

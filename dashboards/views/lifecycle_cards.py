@@ -160,6 +160,7 @@ def _said_of(one: Row) -> str:
 def _said(one: Row) -> str:
     reason = f": {escape(str(one['reason']))}" if one.get("reason") else ""
     used = "" if one.get("used_s") is not None else ", not carried out yet"
+    used = ", void: it was never carried out" if one.get("voided_s") is not None else used
     about = lw.hash_span(one.get("checkpoint_hash"))
     return f"{about} by {escape(str(one.get('actor')))} at {words.clock(one.get('at_s'))}{used}{reason}"
 

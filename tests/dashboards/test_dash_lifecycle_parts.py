@@ -130,6 +130,21 @@ def test_an_alias_of_a_tainted_checkpoint_says_so() -> None:
     assert "</i> tainted" in lifecycle_cards.alias_block({"aliases": [alias | {"tainted": True}]}, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ({"used_s": 9.0}, ""),
+        ({"used_s": None, "voided_s": None}, "not carried out yet"),
+        ({"used_s": None, "voided_s": 9.0}, "void: it was never carried out"),
+    ],
+)
+def test_a_word_that_came_to_nothing_is_not_shown_as_carried_out(when: Any, said: str) -> None:
+    view = samples.view()
+    word = {"stage": "sft", "verdict": "approved", "checkpoint_hash": "ab" * 32, "actor": "bob", "at_s": 1.0, **when}
+    text = lifecycle_cards.fact_block(view | {"approvals": [word]}, view["stages"][1])
+    assert (said in text) and ("carried out" in text) is bool(said)
+
+
 def test_a_long_difference_says_how_much_it_leaves_out() -> None:
     changes = [{"path": f"p{at}", "before": at, "after": None} for at in range(lifecycle_cards.MOST_CHANGES + 5)]
     lines = lifecycle_cards.diff_lines(changes)

@@ -69,6 +69,7 @@ def test_an_ended_lifecycle_says_what_became_tainted_later_and_what_points_at_it
 def test_a_tainted_candidate_is_neither_approved_nor_promoted(walk: Conducting) -> None:
     made = _held(walk)
     spoilt = walk.held(made).candidate_hash
+    walk.say(made, "a", "approved")  # and before that is carried out it is tainted
     walk.taint(spoilt)
     with pytest.raises(LifecycleRefused, match="is tainted: nobody may approve it"):
         walk.say(made, "a", "approved")
@@ -78,8 +79,12 @@ def test_a_tainted_candidate_is_neither_approved_nor_promoted(walk: Conducting) 
     assert walk.held(made).hold == "tainted"
     walk.retry(made, "a", fresh=True)
     walk.walk(made)
+    assert lineage(walk, made)["a"]["approvals"] == []
     walk.say(made, "a", "approved")
     assert walk.walk(made) == "succeeded"
+    for named in (made, walk.clone(made, "b")):
+        told = [(one["verdict"], one["actor"], one["hash"]) for one in lineage(walk, named)["a"]["approvals"]]
+        assert told == [("approved", "bob", walk.stages(made)["a"].candidate_hash)]
 
 
 def test_a_tainted_base_holds_the_stage_that_was_to_begin_from_it(walk: Conducting) -> None:

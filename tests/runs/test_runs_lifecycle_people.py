@@ -220,7 +220,9 @@ def test_a_word_does_not_outlive_the_evaluation_of_which_it_was_said(walk: Condu
     walk.tick()
     assert walk.look(made).stages[0].words == ()
     with walk.store.read() as session:
-        assert [one.used_s is None for one in lifecycles.approvals(session, made)] == [False]
+        (void,) = lifecycles.approvals(session, made)
+    assert (void.used_s, void.voided_s is not None) == (None, True), "nobody carried it out"
+    assert [(one["used_s"], one["voided_s"]) for one in walk.shown(made)["approvals"]] == [(None, void.voided_s)]
 
 
 # --- pause and cancel ---

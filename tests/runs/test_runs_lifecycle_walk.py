@@ -222,6 +222,8 @@ def test_a_person_who_refuses_ends_the_stage_and_what_waits_for_it(walk: Conduct
     }
     assert walk.state(made).status == "failed"
     assert any(one.startswith("bob refused checkpoint") and one.endswith("it babbles.") for one in walk.story(made))
+    (word,) = walk.shown(made)["approvals"]
+    assert (word["verdict"], word["used_s"] is not None, word["voided_s"]) == ("refused", True, None)
 
 
 def test_branches_run_beside_each_other(walk: Conducting) -> None:

@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, select, text
 
 from controlplane.services.lifecycles import submit
-from controlplane.store import deliveries, incidents
+from controlplane.store import deliveries, incidents, lifecycles
 from controlplane.store.engine import SchemaNewer, SchemaOlder, Store, StoreConflict
 from controlplane.store.tables import Lifecycle, metadata
 from jobs.lifecycle import parse_lifecycle
@@ -106,6 +106,23 @@ def test_messages_of_lifecycles_go_with_the_migration_down_and_those_of_incident
     store.migrate()
     with store.read() as session:
         assert [one.lifecycle_id for one in deliveries.of_incident(session, incident.id)] == [None]
+
+
+def test_void_words_are_kept_as_used_ones_by_the_schema_before(store: Store) -> None:
+    with store.write() as session:
+        found = submit(
+            session, parse_lifecycle(plan({"name": "a"})), where=lambda _spec: "memory", actor="ada", now=1.0
+        )
+        word = {"checkpoint_hash": "ab" * 32, "verdict": "approved", "actor": "ada", "lifecycle_id": found.id}
+        for at, changes in enumerate(({"used_s": 8.0}, {"voided_s": 9.0}, {})):
+            lifecycles.add_approval(session, now=float(at), stage="a", **word, **changes)
+    store.migrate("0006")
+    with store.read() as session:
+        used = session.execute(text("SELECT used_s FROM approvals ORDER BY at_s")).scalars().all()
+    assert used == [8.0, 9.0, None]
+    store.migrate()
+    with store.read() as session:
+        assert [one.open for one in lifecycles.approvals(session, found.id)] == [False, False, True]
 
 
 def test_a_plan_of_the_older_form_is_read_after_the_migration_and_goes_back(store: Store) -> None:
