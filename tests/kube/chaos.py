@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ from controlplane.clock import SystemClock
 from controlplane.services import quarantine
 from controlplane.services import runs as service
 from controlplane.services.reconcile import Controller
-from controlplane.store.engine import Session, Store
+from controlplane.store.engine import Store
 from jobs.spec import load_template, parse_job
+from tests.deaths import Killed, MortalStore, Points, files_of
 from tests.kube.conftest import NAMESPACE, OPTIONS, World
 from tests.runs.piloting import BOOK, Pilot
 
@@ -27,44 +26,6 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 DONE = {"code": 0, "class": "done", "fingerprint": "", "message": "", "first_rank": None, "at_s": 1.0}
 BOOM = {"code": 1, "class": "error", "fingerprint": "boom", "message": "boom", "first_rank": 0, "at_s": 1.0}
 PATIENCE_S = 60.0
-
-
-class Killed(BaseException):
-    """The process is gone: no handler of the controller may see this as an error to go on from."""
-
-
-class Points:
-    """Every commit and every call that changes the cluster, before and after it; the controller dies at the fatal one.
-
-    Reads are no points: they change nothing, so a death at one is the death after the write before it.
-    """
-
-    def __init__(self, fatal: int = 0) -> None:
-        self.fatal, self.seen, self.where = fatal, 0, ""
-        self._thread = threading.get_ident()
-
-    def reach(self, where: str) -> None:
-        if threading.get_ident() != self._thread:
-            return  # the copies are kept by threads that die with the process anyway
-        self.seen += 1
-        if self.seen == self.fatal:
-            self.where = where
-            raise Killed(where)
-
-
-class MortalStore:
-    """A store whose commits are points."""
-
-    def __init__(self, store: Store, points: Points) -> None:
-        self._store, self._points = store, points
-        self.read = store.read
-
-    @contextmanager
-    def write(self) -> Iterator[Session]:
-        with self._store.write() as session:
-            yield session
-            self._points.reach("before a commit")
-        self._points.reach("after a commit")
 
 
 class Shifted(SystemClock):
@@ -83,7 +44,8 @@ class KubePilot(Pilot):
     """A pilot on the real cluster. Its clock is the test's; the cluster's is its own."""
 
     def __init__(self, world: World, api: KubeApi, store: Store, folder: Path, points: Points | None = None) -> None:
-        self.world, self.api, self.points = world, api, points or Points()
+        self.world, self.api, self.points, self.called = world, api, points or Points(), 0
+        self.points.look = lambda: (files_of(folder), self.clock.now(), self.called)
         self.kube_clock = Shifted()
         self.kube = KubeBackend(api, OPTIONS, self.kube_clock, marks_nodes=True)
         self.kube.start()
@@ -95,7 +57,9 @@ class KubePilot(Pilot):
         wait_for(lambda: max(self.kube.jobs.age_s, self.kube.pods.age_s, self.kube.nodes.age_s) < 30)
 
     def _reach(self, when: str, call: str) -> None:
+        """Reads are no points: they change nothing, so a death at one is the death after the write before it."""
         if not call.startswith("GET"):
+            self.called += when == "after"
             self.points.reach(f"{when} {_short(call)}")
 
     def new_controller(self) -> Controller:

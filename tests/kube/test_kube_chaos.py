@@ -1,4 +1,6 @@
-"""The controller killed at every commit and at every call of the real API server: one Job an attempt, each time."""
+"""The controller killed at every commit and at every call of the real API server that leave something new; one Job an
+attempt, each time.
+"""
 
 from __future__ import annotations
 
@@ -113,6 +115,6 @@ def points(world: World, controller_api: KubeApi, fresh: Path, tmp_path_factory:
 def test_a_controller_killed_anywhere_is_followed_by_one_that_goes_on(
     world: World, controller_api: KubeApi, fresh: Path, tmp_path: Path, points: int, shard: int
 ) -> None:
-    assert points > 40, "a restart has more points than that"
+    assert points > 20, "a restart has more points than that"
     for fatal in range(1 + shard, points + 1, SHARDS):
         survive(world, controller_api, fresh, tmp_path / str(fatal), fatal)
