@@ -30,7 +30,7 @@ from jobs.zaya.judge.pairs import PREFERENCES, manners, pairs, write_pairs
 ROUTER = {"experts": 16, "balancing": "adamw"}
 REASONING = "micro/reverse@3-4,micro/sort@3-4"
 ADAPTIVE = "micro/reverse@2-8,micro/sort@2-8"
-MIXED = "math/arithmetic@1,code/expression@1-2"
+MIXED = "math/union@2-3,code/fold@1-2"
 MANNERS = "micro/first@2-3"
 LEARNED = f"micro/reverse@2-4,micro/sort@2-4,{MIXED}"
 RL = {
@@ -41,7 +41,7 @@ RL = {
     "limit": 10,
     "sequences": 128,
     "length": 64,
-    "learningRate": 2e-4,
+    "learningRate": 5e-4,
     "warmup": 5,
     "ahead": 1,
 }
@@ -63,8 +63,10 @@ class Stage:
 STAGES = (
     Stage("rl-1", {"environments": REASONING}, REASONING),
     Stage("rl-2", {"environments": ADAPTIVE, "curriculum": "zyphra"}, "micro/reverse@4-6,micro/sort@4-6"),
-    Stage("rl-3", {"environments": MIXED}, MIXED, {"redraws": 0}, problems=24),
-    Stage("rl-4", {"environments": MANNERS, "judge": "proxy"}, MANNERS, {"limit": 24}, "gold", 24),
+    Stage("rl-3", {"environments": MIXED}, MIXED, {"redraws": 0}, problems=48),
+    Stage(
+        "rl-4", {"environments": MANNERS, "judge": "proxy"}, MANNERS, {"limit": 24, "learningRate": 2e-4}, "gold", 24
+    ),
 )
 
 

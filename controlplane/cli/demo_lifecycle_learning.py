@@ -1,9 +1,9 @@
 """What reinforcement learning taught, on held-out problems: a stage's end beside its start, the fine-tuned model and
 the best constant answer, with the standard error that the claim is held to.
 
-Pure over the stages that the API tells. Two evaluations are compared on the environments that both have; that they ask
-the same problems is the plan's part (tests/cli/test_cli_demo_lifecycle.py holds it to that). Gold scores of a rubric
-are not compared here: they are measured while the stage learns.
+Pure over a lifecycle that the API tells. A stage is compared on the environments that it learned from; that evaluations
+ask the same problems is the plan's part (tests/cli/test_cli_demo_lifecycle.py holds it to that). Gold scores are not
+compared here: they are measured while the stage learns.
 """
 
 from __future__ import annotations
@@ -33,16 +33,27 @@ def held_out(stage: Json) -> Json | None:
     return {one: metrics[one] for one in _WHOLE if one in metrics} | {"environments": each}
 
 
-def compared(stages: Sequence[Json], stage: Json) -> Json | None:
+def _learned_from(told: Json, name: str) -> set[str]:
+    """The environments of a stage's own job, without their difficulties; of the jobs of RL alone."""
+    job = next(one["job"] for one in told["spec"]["spec"]["stages"] if one["name"] == name)
+    named = str((job.get("data") or {}).get("environments") or "")
+    return {part.strip().partition("@")[0] for part in named.split(",") if part.strip()}
+
+
+def compared(told: Json, stage: Json) -> Json | None:
     """Accuracy at the end of an RL stage beside that of the checkpoint that it started from and of the first stage that
     was asked the same; None where nobody else was, or the stage has no evaluation.
 
     `se` is the standard error of `after` less `fine_tuned`; the same problems are asked, so that only sampling differs.
     """
-    own = held_out(stage)
-    if own is None or not own["environments"] or stage["role"] != "train":
+    own, stages = held_out(stage), told["stages"]
+    if own is None or stage["role"] != "train":
         return None
-    names, init = list(own["environments"]), (stage["init"] or {}).get("hash")
+    learned_from = _learned_from(told, stage["name"])
+    names = [name for name in own["environments"] if name in learned_from]
+    if not names:
+        return None
+    init = (stage["init"] or {}).get("hash")
     earlier = []
     for one in stages[: [one["name"] for one in stages].index(stage["name"])]:
         found = held_out(one)

@@ -23,7 +23,7 @@ def gather(client: Client, lifecycle_id: str, drills: Sequence[Drill], runs: Pat
     lineage = client.get(f"lifecycles/{lifecycle_id}/lineage")
     return {
         "lifecycle": {"id": told["id"], "name": told["name"], "status": told["status"], "cost": told["cost"]},
-        "stages": [_stage(client, one, lineage, compared(told["stages"], one)) for one in told["stages"]],
+        "stages": [_stage(client, one, lineage, compared(told, one)) for one in told["stages"]],
         "drills": [one.told(client) for one in drills],
         "rsa": _rsa(told),
         "release": _release(told, runs),

@@ -115,17 +115,25 @@ def test_a_stage_is_compared_with_its_start_and_the_fine_tuned_model_on_its_own_
         told("sft", "b", "c", sort=0.2, add=0.4, copy=0.9),
         told("rl-1", "c", "d", sort=0.3),
         told("rl-2", "d", "e", sort=0.4, add=0.3),
-        told("rl-3", "e", "f", add=0.6),
+        told("rl-3", "e", "f", add=0.6, copy=0.9),
         told("rl-4", "f", "g"),
     ]
-    assert compared(stages, stages[0]) is None and compared(stages, stages[4]) is None
-    one, two, three = (compared(stages, stage) for stage in stages[1:4])
+    learned_from = ["", "micro/sort@2-3", "micro/sort@2-8", "micro/add@2, micro/copy", "micro/first"]
+    plan = [
+        {"name": stage["name"], "job": {"data": {"environments": named}}}
+        for stage, named in zip(stages, learned_from, strict=True)
+    ]
+    lifecycle = {"stages": stages, "spec": {"spec": {"stages": plan}}}
+    assert compared(lifecycle, stages[0]) is None and compared(lifecycle, stages[4]) is None
+    one, two, three = (compared(lifecycle, stage) for stage in stages[1:4])
     assert one is not None and two is not None and three is not None
     assert (one["fine_tuned"], one["before"], one["after"]) == (0.2, 0.2, 0.3)
-    assert (three["fine_tuned"], three["before"], three["after"]) == (0.4, 0.3, 0.6)
-    assert two["before"] is None, "rl-1 was not asked micro/add"
-    assert (two["fine_tuned"], two["after"]) == (pytest.approx(0.3), pytest.approx(0.35))
-    assert one["se"] == pytest.approx(0.03 * 2**0.5) and two["se"] == pytest.approx(0.03)
+    assert (two["environments"], two["before"], two["after"]) == (["micro/sort"], 0.3, 0.4), (
+        "not what it was asked more"
+    )
+    assert (three["before"], three["fine_tuned"]) == (None, pytest.approx(0.65)), "rl-2 was not asked micro/copy"
+    assert three["after"] == pytest.approx(0.75) and three["constant_baseline"] == pytest.approx(0.1)
+    assert one["se"] == pytest.approx(0.03 * 2**0.5) and three["se"] == pytest.approx(0.03)
     found = held_out(stages[1])
     assert found is not None and found["pass@1"] == 0.5 and list(found["environments"]) == ["micro/sort"]
 
