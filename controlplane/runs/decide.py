@@ -60,9 +60,9 @@ def decide(view: View) -> Move:
     if last is not None and last.state == "succeeded" and view.status == "active" and not _asked(view, last, spoilt):
         return _done(view)
     if view.desired == "cancel":
-        return _give_up(view, last, "cancelled", "cancelled by a person")
+        return _give_up(view, last, "cancelled", _wanted(view))
     if view.desired == "pause":
-        return _give_up(view, last, "paused", "paused by a person")
+        return _give_up(view, last, "paused", _wanted(view))
     if last is not None and last.state == "planned":
         return _planned(view, last, spoilt)
     if view.status == "paused":
@@ -80,6 +80,13 @@ def _done(view: View) -> SetRun:
 def _asked(view: View, last: AttemptView, spoilt: Spoils) -> bool:
     """Whether a restart is wanted, needed or under way: the last attempt's end is then not the run's."""
     return view.wish is not None or view.decision is not None or bool(_struck(view, last, spoilt))
+
+
+def _wanted(view: View) -> str:
+    """That it is to end or to pause, and who or what wants it."""
+    if view.desired == "pause":
+        return "paused by a person"
+    return f"cancelled: {view.because}" if view.because else "cancelled by a person"
 
 
 def _give_up(view: View, last: AttemptView | None, status: str, reason: str) -> Move:
@@ -237,8 +244,7 @@ def _live(view: View, attempt: AttemptView, spoilt: Spoils) -> Move:
     if attempt.state == "submitting":
         return Submit()
     if view.desired in ("cancel", "pause"):
-        word = "cancelled" if view.desired == "cancel" else "paused"
-        return Press("terminate", "stopping", f"Attempt {attempt.no} is asked to save and stop: {word} by a person.")
+        return Press("terminate", "stopping", f"Attempt {attempt.no} is asked to save and stop: {_wanted(view)}.")
     if view.wish is not None:
         return Decide(choices.of_wish(view, attempt), "terminate")
     if troubles and view.decision is None:

@@ -191,6 +191,8 @@ class View:
     """data indices that the runs which this one continues have left out"""
     role: str = ""
     """what the run is for in its lifecycle; empty for a job by itself"""
+    because: str = ""
+    """why the run is to end, where that was no person's word on it: what its lifecycle's plan or a taint asks for"""
 
     @property
     def counts_steps(self) -> bool:

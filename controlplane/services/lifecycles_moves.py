@@ -204,7 +204,8 @@ def _stop(session: Session, run_ids: tuple[str, ...], why: str, now: float) -> N
         run = runs.locked(session, run_id)
         if run is not None and run.status not in RUN_ENDED and run.desired != "cancel":
             run.desired = "cancel"
-            outcomes.tell(session, run, f"{run.id} is to save and end: {why}.", kind="run_wish_cancel", now=now)
+            words = f"{run.id} is to save and end: {why}."
+            outcomes.tell(session, run, words, kind="run_wish_cancel", now=now, why=why)
 
 
 def _start(

@@ -99,6 +99,7 @@ class Rows:
     wish: Wish | None
     role: str = ""
     before: Before = Before()
+    because: str = ""
 
 
 def read_rows(
@@ -127,6 +128,7 @@ def read_rows(
             wish=_wish(asked.data) if asked is not None else None,
             role=work.role if work is not None else "",
             before=before,
+            because=runs.why_cancelled(session, run_id) if run.desired == "cancel" else "",
         )
 
 
@@ -244,6 +246,7 @@ def view_of(
         pins_nodes=pins_nodes,
         given_up=rows.before.given_up,
         role=rows.role,
+        because=rows.because,
         unheard=_unheard(fleet) if rows.attempts and rows.attempts[-1].state == "draining" else frozenset(),
     )
 

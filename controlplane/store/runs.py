@@ -268,6 +268,13 @@ def latest_wish(session: Session, run_id: str) -> Event | None:
     return newest if newest is not None and newest.kind == WISH else None
 
 
+def why_cancelled(session: Session, run_id: str) -> str:
+    """Why a run is to end for good; empty where a person wanted it and nothing else is known."""
+    query = select(Event.data).where(Event.run_id == run_id, Event.kind == "run_wish_cancel")
+    data = session.scalars(query.order_by(Event.at_s.desc(), Event.id.desc()).limit(1)).one_or_none()
+    return str((data or {}).get("why") or "")
+
+
 def counted(session: Session) -> dict[str, int]:
     """Runs by status."""
     rows = session.execute(select(Run.status, func.count()).group_by(Run.status)).all()

@@ -40,6 +40,7 @@ def test_a_checkpoint_that_is_tainted_later_taints_and_holds_what_was_made_from_
         walk.tick()
     held = walk.held(made)
     assert (held.name, held.hold, walk.run(run_id).status) == ("b", "tainted", "cancelled")
+    assert walk.run(run_id).reason == f"cancelled: {held.reason.rstrip('.')}"
     (saved,) = walk.checkpoints(run_id)
     assert (saved.state, saved.reason) == ("tainted", f"its stage began from checkpoint {base[:12]}, which is tainted")
     (told,) = walk.told(made, "stage_held_tainted")

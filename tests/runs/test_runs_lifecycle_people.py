@@ -164,7 +164,8 @@ def test_a_stage_that_used_its_gpu_hours_saves_and_waits(walk: Conducting) -> No
     assert walk.run(run_id).desired == "cancel"
     walk.tick()
     walk.tick()
-    assert walk.run(run_id).status == "cancelled"
+    stopped = f"cancelled: {held.reason.rstrip('.')}"
+    assert (walk.run(run_id).status, walk.run(run_id).reason) == ("cancelled", stopped), "no person stopped it"
     walk.retry(made, "a")
     walk.tick()
     assert (walk.stages(made)["a"].state, walk.newest(made, "a").work.continues_id) == ("training", run_id)
@@ -191,7 +192,7 @@ def test_a_stopped_run_holds_its_stage(walk: Conducting) -> None:
     service.stop(walk.store, walk.newest(made, "a").run.id, actor="bob", now=walk.clock.now())
     for _ in range(4):
         walk.tick()
-    assert "was stopped" in walk.held(made).reason
+    assert "was stopped: cancelled by a person" in walk.held(made).reason
 
 
 def test_a_fresh_retry_trains_with_another_seed(walk: Conducting) -> None:

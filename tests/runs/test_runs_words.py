@@ -83,6 +83,10 @@ SENTENCES: dict[str, tuple[View, str]] = {
         "Attempt 1 ended: the launcher on b was killed from outside (OOMKilled).",
     ),
     "paused": (view(attempt(), desired="pause"), "Attempt 1 is asked to save and stop: paused by a person."),
+    "hours used": (
+        view(attempt(), desired="cancel", because="Stage a has used 5.00 of 4 GPU-hours"),
+        "Attempt 1 is asked to save and stop: cancelled: Stage a has used 5.00 of 4 GPU-hours.",
+    ),
     "saved": (
         view(attempt(state="stopping"), look=look("failed", True, 75, 75), desired="pause"),
         "Attempt 1 was stopped; it saved first.",
