@@ -32,7 +32,7 @@ class ApiError(Exception):
     problems: list[dict[str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        rows = [f"\n  {one.get('path', '')}: {one.get('message', '')}" for one in self.problems]
+        rows = ["\n  " + ": ".join(filter(None, (one.get("path"), one.get("message")))) for one in self.problems]
         text = ". ".join(part.rstrip(".") for part in (self.title, self.detail, self.hint) if part)
         return text + "".join(rows)
 
@@ -170,6 +170,9 @@ class Client:
 
 
 def _address(path: str) -> str:
+    """ApiError where a part is empty or leads elsewhere: a name was left out, and another call would be made."""
+    if {"", ".", ".."} & set(path.split("/")):
+        raise ApiError(404, "not_found", f"There is nothing at {path!r}", "A name in it is missing or is none")
     return "/api/v1/" + "/".join(quote(part, safe="") for part in path.split("/"))
 
 

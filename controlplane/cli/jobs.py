@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from operator import itemgetter
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from controlplane.cli.output import EXIT, Column, Exit, Form, Output, connect, hint, length, link, one, show
-from controlplane.client import Client
+from controlplane.cli.texts import problem_lines, text_of
 
 app = typer.Typer(no_args_is_help=True, help="Training runs.")
 Json = dict[str, Any]
@@ -77,7 +75,7 @@ def submit(
     start whatever ends, 6 if no cluster could be asked.
     """
     client = connect()
-    text = _job_text(client, file)
+    text = text_of(client, file, "Job")
     if dry_run is not DryRun.none:
         raise Exit(_said(client.validate(text), output, dry_run))
     run = client.submit(text, key=secrets.token_hex(16))
@@ -101,29 +99,8 @@ def _said(found: Json, output: Form, dry_run: DryRun) -> EXIT:
     return EXIT.UNREACHABLE
 
 
-def _job_text(client: Client, named: str) -> str:
-    """The YAML of a file, of standard input or of a template; Exit with a sentence when it is none of them."""
-    try:
-        if named == "-":
-            return sys.stdin.buffer.read().decode()
-        path = Path(named)
-        if path.exists():
-            return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        hint(f"{'standard input' if named == '-' else named} is no text: a job is YAML in UTF-8")
-        raise Exit(EXIT.USAGE) from error
-    except OSError as error:
-        hint(f"{named} cannot be read: {error.strerror}")
-        raise Exit(EXIT.USAGE) from error
-    known = [one["name"] for one in client.get("templates")["templates"]]
-    if named not in known:
-        hint(f"There is no file {named}, and no template of this name; there are {', '.join(known)}.")
-        raise Exit(EXIT.USAGE)
-    return str(client.get(f"templates/{named}")["yaml"])
-
-
 def _checks(found: Json) -> str:
-    lines = [f"error  {problem['path']}: {problem['message']}" for problem in found["problems"]]
+    lines = problem_lines(found["problems"])
     lines += [f"{check['level']:5}  {check['name']}: {check['sentence']}" for check in found["checks"]]
     lines += [_capacity(found["cluster"]["capacity"])] if found["cluster"] and found["cluster"]["capacity"] else []
     for node in found["candidates"]:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from controlplane.cli.output import EXIT, Column, Exit, Form, Output, connect, hint, link, one, show
-from controlplane.client import Client
+from controlplane.cli.texts import problem_lines, text_of, usage
 
 app = typer.Typer(no_args_is_help=True, help="Lifecycles: stages with gates, from pretraining to release.")
 Json = dict[str, Any]
-Named = Annotated[str, typer.Argument(help="the lifecycle's id or name")]
-StageName = Annotated[str, typer.Argument(help="the stage's name")]
+
+
+def _named(what: str, whole: str) -> Callable[[str], str]:
+    """What an argument must be before it stands in an address: no name or id has other characters."""
+
+    def check(value: str) -> str:
+        if not value.strip():
+            raise usage(f"A {what} is needed.")
+        if not re.fullmatch("[A-Za-z0-9-]+", value):
+            raise usage(f"There is no {whole} {value!r}: a {what} has letters, digits and hyphens alone.")
+        return value
+
+    return check
+
+
+_lifecycle = _named("lifecycle's name or id", "lifecycle")
+Named = Annotated[str, typer.Argument(help="the lifecycle's id or name", callback=_lifecycle)]
+StageName = Annotated[str, typer.Argument(help="the stage's name", callback=_named("stage's name", "stage"))]
 File = Annotated[str, typer.Argument(help="a YAML file, - for standard input, or a template's name")]
 Hash = Annotated[str, typer.Option("--hash", help="the checkpoint that is meant, eight digits of its hash at least")]
 SHORT = 12
@@ -50,27 +67,6 @@ def _waits_for(row: Json) -> str | None:
     return "a disk" if row["waits_for_disk"] else None
 
 
-def _text(client: Client, named: str) -> str:
-    """The YAML of a file, of standard input or of a template; Exit with a sentence when it is none of them."""
-    try:
-        if named == "-":
-            return sys.stdin.buffer.read().decode()
-        path = Path(named)
-        if path.exists():
-            return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        hint(f"{'standard input' if named == '-' else named} is no text: a lifecycle is YAML in UTF-8")
-        raise Exit(EXIT.USAGE) from error
-    except OSError as error:
-        hint(f"{named} cannot be read: {error.strerror}")
-        raise Exit(EXIT.USAGE) from error
-    known = [one["name"] for one in client.get("lifecycle-templates")["templates"]]
-    if named not in known:
-        hint(f"There is no file {named}, and no template of this name; there are {', '.join(known) or 'none'}.")
-        raise Exit(EXIT.USAGE)
-    return str(client.get(f"lifecycle-templates/{named}")["yaml"])
-
-
 @app.command()
 def submit(
     file: File,
@@ -79,7 +75,7 @@ def submit(
 ) -> None:
     """Submit a lifecycle; prints its id. With `--dry-run` exit code 1 if it would be refused."""
     client = connect()
-    text = _text(client, file)
+    text = text_of(client, file, "Lifecycle")
     if dry_run:
         found = client.validate_lifecycle(text)
         one(found, output, _planned, name="sentence")
@@ -90,7 +86,7 @@ def submit(
 
 
 def _planned(found: Json) -> str:
-    lines = [f"error  {one['path']}: {one['message']}" for one in found["problems"]]
+    lines = problem_lines(found["problems"])
     for stage in found["stages"]:
         needs = "; ".join([*stage["require"], *(["a person approves"] if stage["approval"] else [])])
         source = f", from {stage['from']}" if stage["from"] else ""
@@ -266,7 +262,7 @@ def clone(
 ) -> None:
     """A new lifecycle that begins with a stage of another; the checkpoints before it are inherited. Prints its id."""
     client = connect()
-    body: Json = {"begin": begin, **({"yaml": _text(client, file)} if file is not None else {})}
+    body: Json = {"begin": begin, **({"yaml": text_of(client, file, "Lifecycle")} if file is not None else {})}
     made = client.post(f"lifecycles/{lifecycle}/clone", body, key=secrets.token_hex(16))
     one(made, output, lambda row: str(row["id"]), name="id")
     link(client, f"lifecycle?lifecycle={made['id']}")
@@ -281,12 +277,12 @@ def diff(
     """What differs between two lifecycles, a path a line."""
     client = connect()
     if lifecycle == "-" or Path(lifecycle).is_file():
-        found = client.validate_lifecycle(_text(client, lifecycle))
+        found = client.validate_lifecycle(text_of(client, lifecycle, "Lifecycle"))
         if found["problems"]:
             one(found, output, _planned, name="sentence")
             raise Exit(EXIT.ERROR)
     else:
-        found = client.get(f"lifecycles/{lifecycle}/diff", against=against)
+        found = client.get(f"lifecycles/{_lifecycle(lifecycle)}/diff", against=against)
     if found["against"] is None:
         hint("There is no earlier lifecycle of this name.")
     one(found, output, lambda row: "\n".join(_differences(row["against"], row["diff"])), name="against")

@@ -113,6 +113,36 @@ def test_a_dry_run_says_what_would_happen_and_what_is_new(command: Command, made
     assert nothing.returncode == 2 and "There is no file nofile.yaml" in nothing.stderr
 
 
+JOB_TEXT = "kind: Job\nmetadata: {name: x}\n"
+
+
+WRONG = (
+    (("show", ""), "", 2, "A lifecycle's name or id is needed."),
+    (("pause", ""), "", 2, "A lifecycle's name or id is needed."),
+    (("diff", " "), "", 2, "A lifecycle's name or id is needed."),
+    (("pause", "a/b"), "", 2, "There is no lifecycle 'a/b': a lifecycle's name or id has letters, digits and "),
+    (("cancel", ".."), "", 2, "There is no lifecycle '..'"),
+    (("retry", "walk", ""), "", 2, "A stage's name is needed."),
+    (("submit", ""), "", 2, "A YAML file, - for standard input, or a template's name is needed."),
+    (("submit", "{folder}"), "", 2, "cannot be read: Is a directory"),
+    (("submit", "{file}"), JOB_TEXT, 2, "plan.yaml is a Job: trimtab job submit {file}"),
+    (("diff", "{file}"), JOB_TEXT, 2, "plan.yaml is a Job: trimtab job submit {file}"),
+    (("submit", "--dry-run", "{file}"), "[" * 3000, 1, "error  line 1, column 66: lies deeper than 64 mappings"),
+    (("submit", "{file}"), "just words", 1, "\n  a lifecycle is a mapping with apiVersion, kind, metadata and"),
+    (("approve", "walk", "a", "--hash", "zz"), "", 2, "hash: must be a checkpoint's hash or its first 8 digits or"),
+    (("promote", "walk", "A B", "ab" * 8), "", 2, "alias: must be 1 to 40 lower-case letters, digits or hyphens"),
+)
+
+
+def test_what_was_asked_for_wrongly_is_told_in_a_sentence(command: Command, made: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    for words, text, code, said in WRONG:
+        file.write_text(text)
+        answer = command.run(*(word.format(file=file, folder=tmp_path) for word in words))
+        assert answer.returncode == code, answer
+        assert said.format(file=file) in answer.stderr + answer.stdout
+
+
 def test_what_is_asked_of_a_stage_that_waits_for_nobody_is_refused(command: Command, made: str) -> None:
     for words in (("approve", "--hash", "ab" * 8), ("retry",)):
         answer = command.run(words[0], made, "b", *words[1:])
