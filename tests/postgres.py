@@ -158,7 +158,9 @@ class Postgres:
         self._databases += 1
         name = f"test_{self._databases}"
         with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
+            # the template's files as they are, where the server can (15 and later): a quarter of the work of its log
+            strategy = " STRATEGY file_copy" if connection.info.server_version >= 150_000 else ""
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"{strategy}'.encode())
         return name
 
     def drop(self, database: str) -> None:

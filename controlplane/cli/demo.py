@@ -32,6 +32,8 @@ DRILL_AFTER_STEP = 60
 DEADLINE_S = 360.0
 SAMPLED_EVERY_S = 10.0
 LOOK_EVERY_S = 0.5
+NOTICED_WITHIN = 10
+"""samples, a second apart; the second one after the drill shows it"""
 
 
 def say(sentence: str) -> None:
@@ -123,6 +125,20 @@ class Demo:
             time.sleep(rest_s(sight))
         raise DemoError(f"waited until {DEADLINE_S:.0f} s in vain: a moment to order the drill")
 
+    def noticed(self, run: Json) -> None:
+        """Waits for the drill's incident; DemoError at once when the node has told enough, and nothing came of it."""
+        node, ordered_s = run["attempts"][-1]["nodes"][-1], time.time()
+
+        def found() -> bool:
+            if any(one["rule"] == DRILL_KIND for one in self.client.get("incidents")["incidents"]):
+                return True
+            told = self.client.get(f"nodes/{node}/series", metric="power_w", since=ordered_s)["t"]
+            if len(told) >= NOTICED_WITHIN:
+                raise DemoError(f"{node} told {len(told)} samples after the drill, and there is no incident")
+            return False
+
+        self._until(f"an incident of {node}", found, DEADLINE_S)
+
     def follow(self, run_id: str) -> Json:
         """Watches the run to its end."""
         seen = 1
@@ -208,6 +224,7 @@ def run(folder: Path, *, until_end: bool, backend: str = "local") -> int:
                 hint(f"  {line}")
         ripe = show.train(run_id)
         show.drill(ripe)
+        show.noticed(ripe)
         ended = show.follow(run_id)
         if until_end:
             return _report(show, ended)

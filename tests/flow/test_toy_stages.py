@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from jobs.contract import Result, checkpoint_hash, list_checkpoints, read_result
 from jobs.lifecycle import Lifecycle, Stage, load_lifecycle
 from jobs.spec import JobBody
+from tests import forked
 
 pytestmark = pytest.mark.timeout(600)
 STEPS = 3
@@ -65,8 +65,8 @@ class Chain:
         env |= {"PET_NPROC_PER_NODE": "1"}
         if init is not None:
             env |= {"TRIMTAB_INIT_FROM": str(init), "TRIMTAB_INIT_HASH": checkpoint_hash(init)}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{home.name}: {done.stderr[-3000:]}"
+        code = forked.run(command, env, home / "output")
+        assert code == 0, f"{home.name}: {(home / 'output').read_text()[-3000:]}"
         return attempt
 
     def stage(self, stage: Stage) -> Iterator[tuple[str, Path, Result | None]]:
