@@ -7,6 +7,7 @@ are many; so a list of lifecycles is a sum and the few runs that live.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,11 @@ from controlplane.store.engine import Session, Store
 from controlplane.store.lifecycles import OfStage
 from controlplane.store.tables import Attempt, Run
 
+logger = logging.getLogger(__name__)
 HOUR_S = 3600.0
 # the last batches of a run that has ended have surely come by then: its cost is kept
 SETTLED_S = 60.0
-KEPT_AT_ONCE = 4
+KEPT_AT_ONCE, LOOKED_AT = 4, 64
 LEASE = "control"
 _BETWEEN = ("restart", "decide")
 
@@ -117,11 +119,22 @@ def _cost(run: Run, attempts: Sequence[Attempt], spent: Sequence[Spent], now: fl
     return Cost(held * hours, productive * hours, max(0.0, begun - run.created_s) * hours)
 
 
+def _readable(session: Session, work: OfStage, now: float) -> Mapping[str, Cost]:
+    """The cost of one run; none where its records do not decode, so that the others' are kept all the same."""
+    try:
+        return known(session, [work], now).costs
+    except Exception as error:  # whatever a damaged blob makes of its decoder
+        logger.debug("the cost of %s is not kept: its records cannot be read: %s", work.run.id, error)
+        return {}
+
+
 def keep_once(store: Store, lease_epoch: int, now: float) -> int:
     """Keeps what runs of lifecycles have cost once they have ended for good; returns of how many. LeaseLost."""
+    costs: dict[str, Cost] = {}
     with store.read() as session:
-        works = lifecycle_costs.settled(session, ended_before_s=now - SETTLED_S, limit=KEPT_AT_ONCE)
-        costs = known(session, works, now).costs if works else {}
+        for work in lifecycle_costs.settled(session, ended_before_s=now - SETTLED_S, limit=LOOKED_AT):
+            if len(costs) < KEPT_AT_ONCE:
+                costs |= _readable(session, work, now)
     if not costs:
         return 0
     with store.write() as session:

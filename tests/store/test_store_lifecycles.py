@@ -12,6 +12,7 @@ from controlplane.services import lifecycles_cost, lifecycles_lineage, lifecycle
 from controlplane.store import leases, lifecycles, runs
 from controlplane.store.engine import Store, StoreConflict
 from controlplane.store.tables import StageRun
+from controlplane.store.tables_training import StepChunk
 from tests.runs.conducting import Conducting, gate
 
 
@@ -106,6 +107,21 @@ def test_the_cost_of_what_has_ended_is_kept_and_the_list_stays_the_same(walk: Co
         lifecycles_cost.keep_once(walk.store, walk.epoch + 1, walk.clock.now())
 
 
+def test_a_run_whose_records_are_damaged_keeps_nobody_elses_cost_from_being_kept(walk: Conducting) -> None:
+    made = [walk.begin({"name": "a", "gate": gate(approval=True)}, name=name) for name in ("one", "two")]
+    for id_ in made:
+        walk.walk(id_)
+    walk.clock.advance(61.0)
+    with walk.store.write() as session:
+        damaged, sound = (lifecycles.runs_of(session, id_)[0].run.id for id_ in made)
+        chunk = {"attempt_no": 1, "first_step": 1, "last_step": 1, "records": 1, "codec": "raw"}
+        session.add(StepChunk(**chunk, run_id=damaged, blob=b"no records"))
+    assert lifecycles_cost.keep_once(walk.store, walk.epoch, walk.clock.now()) == 1
+    with walk.store.read() as session:
+        kept = [lifecycles.work_of(session, run_id) for run_id in (damaged, sound)]
+        assert [work is not None and work.used_gpu_h is not None for work in kept] == [False, True]
+
+
 def test_a_locked_row_is_what_was_written_last_not_what_was_read_before(
     postgresql_store: Store, tmp_path: Path
 ) -> None:
@@ -133,7 +149,7 @@ def test_an_approval_is_used_once(walk: Conducting) -> None:
         words = {"stage": "a", "verdict": "approved", "actor": "bob", "checkpoint_hash": "ab" * 32}
         word = lifecycles.add_approval(session, now=1.0, lifecycle_id=made, **words)
         lifecycles.use_approval(session, word.id, now=2.0)
-        with pytest.raises(LookupError, match="no unused approval"):
+        with pytest.raises(LookupError, match="no open approval"):
             lifecycles.use_approval(session, word.id, now=3.0)
 
 
