@@ -26,7 +26,7 @@ from agents.wire import Batch, Columns, decode, encode
 from controlplane.clock import SystemClock
 from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
-from controlplane.store import expert_merging, experts, telemetry
+from controlplane.store import expert_merging, expert_raster, experts, telemetry
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import ExpertStep, Shape, encode_steps
 from controlplane.store.tables import TelemetryChunk
@@ -179,7 +179,7 @@ def raster(store: Store) -> dict[str, Any]:
 
     def read(layer: int) -> None:
         with store.read() as session:
-            found = experts.read_raster(session, RUN, layer, first=0, last=10_000, columns=1_000)
+            found = expert_raster.read_raster(session, RUN, layer, first=0, last=10_000, columns=1_000)
             if found is None or found.share.shape != (16, 1_000):
                 raise RuntimeError("the raster is not whole")
 

@@ -21,7 +21,7 @@ from benchmarks.probe_rounds import Line, line
 from controlplane.clock import SystemClock
 from controlplane.services import views_experts
 from controlplane.services.live import Live
-from controlplane.store import arrays, expert_merging, expert_thinning, experts
+from controlplane.store import arrays, expert_merging, expert_raster, expert_thinning, experts
 from controlplane.store.base import insert_many
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import Coded, ExpertStep, Shape, encode_steps, merge_coded
@@ -149,7 +149,7 @@ def raster(shape: Shape) -> list[Line]:
         def read(index: int) -> None:
             with store.read() as session:
                 layer = index % shape.layers
-                found = experts.read_raster(session, RUN, layer, first=0, last=RASTER_STEPS, columns=COLUMNS)
+                found = expert_raster.read_raster(session, RUN, layer, first=0, last=RASTER_STEPS, columns=COLUMNS)
             if found is None or found.share.shape != (shape.experts, COLUMNS):
                 raise RuntimeError("the raster is not whole")
 

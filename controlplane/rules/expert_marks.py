@@ -36,29 +36,38 @@ def data_mix_shifts(maxvio: ArrayLike, *, onset: float = ONSET, clear: float = C
     values = given[known]
     if len(values) < LEAST_BEFORE + RECENT_STEPS:
         return np.zeros(0, np.int64)
-    recent = np.median(sliding_window_view(values, RECENT_STEPS), axis=1)  # [i] is of values[i : i + RECENT_STEPS]
-    usual = _medians_before(values)[: len(recent)]
-    found, at = [], LEAST_BEFORE
-    while at < len(recent):
-        risen = np.flatnonzero(recent[at:] > onset * usual[at:])
-        if not len(risen):
-            break
-        begin = at + int(risen[0])
-        base = usual[begin]
-        high = values[begin : begin + RECENT_STEPS] > onset * base
-        found.append(begin + int(np.argmax(high)))
-        calm = np.flatnonzero(recent[begin:] < clear * base)
+    windows = sliding_window_view(values, RECENT_STEPS)  # [i] is of values[i : i + RECENT_STEPS]
+    found, at = [], 0
+    for index, base in zip(*_risen(values, windows, onset), strict=True):
+        if index < at:
+            continue
+        high = values[index : index + RECENT_STEPS] > onset * base
+        found.append(index + int(np.argmax(high)))
+        calm = np.flatnonzero(np.median(windows[index:], axis=1) < clear * base)
         if not len(calm):
             break
-        at = begin + int(calm[0])
+        at = index + int(calm[0])
     return known[np.array(found, np.int64)] if found else np.zeros(0, np.int64)
 
 
-def _medians_before(values: Floats) -> Floats:
-    """[i]: the median of the up to BEFORE_STEPS values before i; NaN where there are fewer than LEAST_BEFORE."""
-    medians = np.full(len(values), np.nan)
-    for index in range(LEAST_BEFORE, min(BEFORE_STEPS, len(values))):
-        medians[index] = np.median(values[:index])
+def _risen(values: Floats, windows: Floats, onset: float) -> tuple[list[int], list[float]]:
+    """The windows whose median exceeds `onset` times the one of the steps before them, and that one.
+
+    Medians are taken only where they can differ so much: the largest of the one exceeds so many times the smallest of
+    the other. Of thousands of windows they cost far more than their ends.
+    """
+    count = len(windows)
+    smallest = np.minimum.accumulate(values)[:-1]  # [i] of values[: i + 1]
     if len(values) > BEFORE_STEPS:
-        medians[BEFORE_STEPS:] = np.median(sliding_window_view(values, BEFORE_STEPS)[:-1], axis=1)
-    return medians
+        smallest[BEFORE_STEPS - 1 :] = sliding_window_view(values, BEFORE_STEPS)[:-1].min(axis=1)
+    index = LEAST_BEFORE + np.flatnonzero(
+        windows[LEAST_BEFORE:].max(axis=1) > onset * smallest[LEAST_BEFORE - 1 : count - 1]
+    )
+    usual = np.empty(len(index))
+    early = int(np.searchsorted(index, BEFORE_STEPS))
+    usual[:early] = [np.median(values[:end]) for end in index[:early]]
+    if early < len(index):
+        before = sliding_window_view(values, BEFORE_STEPS)
+        usual[early:] = np.median(before[index[early:] - BEFORE_STEPS], axis=1)
+    risen = np.median(windows[index], axis=1) > onset * usual
+    return index[risen].tolist(), usual[risen].tolist()

@@ -66,27 +66,26 @@ def _unbroken(window: Sequence[ExpertStep], every: Columns) -> Sequence[ExpertSt
 
 
 def marks(
-    session: Session, run_id: str, steps: Columns, attempts: Columns, *, series: experts.Statistics | None = None
+    session: Session,
+    run_id: str,
+    steps: Columns,
+    attempts: Columns,
+    series: tuple[Columns, NDArray[np.floating[Any]]],
 ) -> list[dict[str, Any]]:
     """What happened at the columns that end with these steps [C] of these attempts: restarts and changes of the data.
 
-    Each is {kind: restart or data, column, step, label}. `series` is the run's MaxVio over the same steps and those
-    before them, read here when it is not given.
+    Each is {kind: restart or data, column, step, label}. `series` are the numbers of the same steps, one by one, and
+    of those before them, and the mean MaxVio of each.
     """
     found = [
         {"kind": "restart", "column": int(column), "step": int(steps[column]), "label": f"attempt {attempts[column]}"}
         for column in np.flatnonzero(np.diff(attempts)) + 1
     ]
-    if series is None:
-        first, last = int(steps[0]) - BEFORE_STEPS, int(steps[-1])
-        series = experts.read_statistics(session, run_id, ("mean_maxvio",), first=first, last=last)
-    known = series.values
-    maxvio = known["mean_maxvio"] if "mean_maxvio" in known else mean_of_known(known["maxvio"], axis=0)
-    if maxvio.size:
-        shifted = series.step[data_mix_shifts(maxvio)]
-        for step in shifted[shifted >= steps[0]]:
-            column = int(np.searchsorted(steps, step))
-            found.append({"kind": "data", "column": column, "step": int(step), "label": "data mix changed"})
+    every, maxvio = series
+    shifted = every[data_mix_shifts(maxvio)]
+    for step in shifted[(shifted >= steps[0]) & (shifted <= steps[-1])]:
+        column = int(np.searchsorted(steps, step))
+        found.append({"kind": "data", "column": column, "step": int(step), "label": "data mix changed"})
     return found + _phases(session, run_id, steps)
 
 
@@ -178,6 +177,7 @@ def layers_frame(
     keep = np.flatnonzero(series.step >= begin)
     if not len(keep):
         return None
+    maxvio = (series.step, mean_of_known(series.values["maxvio"], axis=0))
     width = min(max(columns, 1), MAX_COLUMNS)
     starts = np.unique(np.arange(len(keep)) * width // len(keep), return_index=True)[1]
     ends = keep[np.append(starts[1:], len(keep)) - 1]
@@ -192,7 +192,7 @@ def layers_frame(
         "at_s": float(series.at_s[ends[-1]]),
         "first_step": int(series.step[keep[0]]),
         "rules": experts_judged.thresholds(book),
-        "marks": marks(session, run_id, series.step[ends], series.attempt_no[ends], series=series),
+        "marks": marks(session, run_id, series.step[ends], series.attempt_no[ends], maxvio),
     }
     content = frames.payload(
         {

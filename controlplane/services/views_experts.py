@@ -12,6 +12,7 @@ import numpy as np
 
 from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_controller import identify
+from controlplane.rules.expert_marks import BEFORE_STEPS
 from controlplane.rules.experts import bias_change, same_direction_share, sign_flip_rate
 from controlplane.runs.states import RUN_ENDED
 from controlplane.services import (
@@ -27,7 +28,7 @@ from controlplane.services.experts_judged import shipped_book
 from controlplane.services.experts_words import Picture, median, number
 from controlplane.services.fleet_state import BLIND_AFTER_S
 from controlplane.services.live import HISTORY, Live
-from controlplane.store import experts, runs
+from controlplane.store import expert_raster, experts, runs
 from controlplane.store.engine import Session
 from controlplane.store.expert_records import ExpertStep
 
@@ -204,7 +205,9 @@ def raster_frame(
     if asked is None:
         return None
     width = min(max(columns, 1), MAX_COLUMNS)
-    found = experts.read_raster(session, run_id, layer, first=asked[0], last=asked[1], columns=width)
+    found = expert_raster.read_raster(
+        session, run_id, layer, first=asked[0], last=asked[1], columns=width, before=BEFORE_STEPS
+    )
     if found is None:
         return None
     meta = {
@@ -213,9 +216,11 @@ def raster_frame(
         "experts": found.share.shape[0],
         "step": int(found.step[-1]),
         "at_s": float(found.at_s[-1]),
-        "floor_cv": _floor(found),
+        "floor_cv": number(found.floor_cv),
         "rules": experts_judged.thresholds(book),
-        "marks": experts_over_time.marks(session, run_id, found.step, found.attempt_no),
+        "marks": experts_over_time.marks(
+            session, run_id, found.step, found.attempt_no, series=(found.before, found.mean_maxvio)
+        ),
     }
     content = frames.payload(
         {
@@ -228,9 +233,3 @@ def raster_frame(
         }
     )
     return frames.tag(content, meta), frames.pack("raster", meta, content)
-
-
-def _floor(found: experts.Raster) -> float | None:
-    """The sampling floor at the newest column: its CV over its CV in floors."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return number(found.cv[-1] / found.cv_floor[-1])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from agents.readings import LAYER_FACTS, ExpertRecord
 from controlplane.rules.experts import design_effect, layer_statistics, mean_of_known, rank_variance
 from controlplane.store import arrays
-from controlplane.store.codec import COLUMNS, RAW, CodecError, decode_column, encode_column
+from controlplane.store.codec import COLUMNS, RAW, CodecError, decode_low, encode_column
 from controlplane.store.compression import FAST, SMALL, compress, decompress
 
 Counts = NDArray[np.uint32]
@@ -356,8 +356,8 @@ def decode_all(shape: Shape, coded: Coded, steps: int) -> tuple[Counts, Float32]
 
 def decode_layer(shape: Shape, layer: tuple[bytes, bytes], steps: int) -> tuple[Counts, Float32]:
     """Counts and biases [S, X] of one layer of a COLUMNS chunk."""
-    counts, bias = (decode_column(frame, shape.slots, steps).T for frame in layer)
-    return counts.astype(np.uint32), _from_ordered(bias)
+    counts, bias = (decode_low(frame, shape.slots, steps) for frame in layer)
+    return counts.T, _from_ordered(bias.view(np.int32)).T
 
 
 def decode_raw_layer(shape: Shape, blob: bytes, layer: int, steps: int) -> tuple[Counts, Float32]:
@@ -384,6 +384,7 @@ def _to_ordered(values: Float32) -> NDArray[np.int64]:
     return np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
 
 
-def _from_ordered(ordered: NDArray[np.int64]) -> Float32:
-    bits = ordered.astype(np.int32)
-    return np.ascontiguousarray(np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)).view(np.float32)
+def _from_ordered(ordered: NDArray[np.int32]) -> Float32:
+    """The floats, in the place of the integers."""
+    ordered ^= (ordered >> np.int32(31)) & np.int32(0x7FFFFFFF)
+    return ordered.view(np.float32)

@@ -22,13 +22,10 @@ from controlplane.store.codec import COLUMNS
 from controlplane.store.expert_kept import with_matrices
 from controlplane.store.expert_records import (
     Coded,
-    Counts,
     ExpertStep,
     Float32,
     Shape,
     decode_all,
-    decode_layer,
-    decode_raw_layer,
     read_steps,
 )
 from controlplane.store.tables import ExpertChunk, ExpertLayer
@@ -37,24 +34,6 @@ FLOORS = ("cv_floor", "design_effect", "spread_freedom")
 Key = tuple[str, int, int]
 """Run, attempt number, step."""
 Integers = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Raster:
-    """One layer over steps, at most as many columns as asked for; E experts, C columns.
-
-    `step`, `attempt_no` and `at_s` [C] are a column's last step's; share and bias [E, C], cv, cv_floor and skip_share
-    [C] are means over its steps.
-    """
-
-    step: Integers
-    attempt_no: Integers
-    at_s: NDArray[np.float64]
-    share: Float32
-    bias: Float32
-    cv: Float32
-    cv_floor: Float32
-    skip_share: Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +110,7 @@ def last_steps(session: Session, attempts: Iterable[tuple[str, int]]) -> dict[tu
 
 def bounds(session: Session, run_id: str) -> tuple[int, int] | None:
     """The first and the last step of a run's current view; None while it has none."""
-    firsts = _first_steps(session, run_id)
+    firsts = first_steps(session, run_id)
     if not firsts:
         return None
     newest = (run_id, max(firsts))
@@ -155,7 +134,7 @@ def counted(session: Session, run_id: str) -> int:
             attempt_no, reach = row.attempt_no, -1
         reach = max(reach, row.last_step)
     ids = [row.id for group in groups if len(group) > 1 for row in group]
-    found = _by_ids(session, select(table.id, table.stats), table.id, ids)
+    found = by_ids(session, select(table.id, table.stats), table.id, ids)
     written = {row.id: Arrays(row.stats)["step"].tolist() for row in found}
     return sum(
         len({step for row in group for step in written.get(row.id, ())}) if len(group) > 1 else group[0].steps
@@ -186,7 +165,7 @@ def stored_step(session: Session, key: Key) -> ExpertStep | None:
 
 def current_step(session: Session, run_id: str, step: int) -> ExpertStep | None:
     """One step of the current view."""
-    firsts = _first_steps(session, run_id)
+    firsts = first_steps(session, run_id)
     for attempt_no in sorted(firsts, reverse=True):
         if firsts[attempt_no] <= step:
             return stored_step(session, (run_id, attempt_no, step))
@@ -195,9 +174,9 @@ def current_step(session: Session, run_id: str, step: int) -> ExpertStep | None:
 
 def window(session: Session, run_id: str, *, last: int, limit: int) -> list[ExpertStep]:
     """The current view's steps up to `last`, at most `limit`, in order."""
-    firsts = _first_steps(session, run_id)
+    firsts = first_steps(session, run_id)
     # twice as far back: some steps may have been lost on their way
-    query = select(ExpertChunk).where(*_overlapping(run_id, last - 2 * limit + 1, last))
+    query = select(ExpertChunk).where(*overlapping(run_id, last - 2 * limit + 1, last))
     found: dict[int, ExpertStep] = {}
     for row in session.scalars(query.order_by(ExpertChunk.attempt_no, ExpertChunk.id)):
         hidden_from = min((first for number, first in firsts.items() if number > row.attempt_no), default=last + 1)
@@ -239,16 +218,16 @@ def last_runs(session: Session, *, limit: int) -> list[str]:
 # --- the current view over many steps --------------------------------------------------------------------------------
 
 
-def _first_steps(session: Session, run_id: str) -> dict[int, int]:
+def first_steps(session: Session, run_id: str) -> dict[int, int]:
     query = select(ExpertChunk.attempt_no, func.min(ExpertChunk.first_step)).where(ExpertChunk.run_id == run_id)
     return {row[0]: row[1] for row in session.execute(query.group_by(ExpertChunk.attempt_no))}
 
 
-def _overlapping(run_id: str, first: int, last: int) -> tuple[ColumnElement[bool], ...]:
+def overlapping(run_id: str, first: int, last: int) -> tuple[ColumnElement[bool], ...]:
     return (ExpertChunk.run_id == run_id, ExpertChunk.last_step >= first, ExpertChunk.first_step <= last)
 
 
-def _current(attempts: Integers, steps: Integers, firsts: dict[int, int], first: int, last: int) -> Integers:
+def current(attempts: Integers, steps: Integers, firsts: dict[int, int], first: int, last: int) -> Integers:
     """Which of the stored steps are the current view's, in order of step; later written ones stand further back."""
     hidden_from = np.full(len(steps), np.iinfo(np.int64).max)
     for attempt_no in firsts:
@@ -271,7 +250,7 @@ def read_statistics(
     """
     table = ExpertChunk
     shape = (table.layers, table.slots, table.experts, table.top_k)
-    query = select(table.attempt_no, table.stats, *shape).where(*_overlapping(run_id, first, last))
+    query = select(table.attempt_no, table.stats, *shape).where(*overlapping(run_id, first, last))
     rows = session.execute(query.order_by(table.attempt_no, table.id)).all()
     rows = [row for row in rows if shape_of(row) == shape_of(rows[-1])]
     bundles = [Arrays(row.stats) for row in rows]
@@ -287,7 +266,7 @@ def read_statistics(
         )
     step = np.concatenate([bundle["step"] for bundle in bundles])
     attempt_no = np.repeat([row.attempt_no for row in rows], [len(bundle["step"]) for bundle in bundles])
-    keep = _current(attempt_no, step, _first_steps(session, run_id), first, last)
+    keep = current(attempt_no, step, first_steps(session, run_id), first, last)
 
     def of_layers(name: str) -> Float32:
         values: Float32 = np.concatenate([bundle[name] for bundle in bundles], axis=-1)[..., keep]
@@ -295,7 +274,7 @@ def read_statistics(
 
     values = {name: of_layers(name) for name in names}
     if "cv_floor" in values:
-        values["cv_floor"] = _in_force(values["cv_floor"], of_layers("design_effect"), of_layers("spread_freedom"))
+        values["cv_floor"] = in_force(values["cv_floor"], of_layers("design_effect"), of_layers("spread_freedom"))
     return Statistics(
         step[keep],
         attempt_no[keep],
@@ -305,7 +284,7 @@ def read_statistics(
     )
 
 
-def _in_force(cv_floor: Float32, effects: Float32, freedom: Float32) -> Float32:
+def in_force(cv_floor: Float32, effects: Float32, freedom: Float32) -> Float32:
     """CV [L, N] in multiples of the floor in force, that of tokens as correlated as the ranks show."""
     return (cv_floor / np.sqrt(trailing_design_effect(effects, freedom))).astype(np.float32)
 
@@ -321,80 +300,7 @@ def read_scalars(session: Session, attempt: tuple[str, int], name: str, *, limit
     return np.concatenate(found)[:limit] if found else np.zeros(0)
 
 
-def read_raster(session: Session, run_id: str, layer: int, *, first: int, last: int, columns: int) -> Raster | None:
-    """One layer of the current view over first ≤ step ≤ last; None if nothing is stored there or no such layer is.
-
-    Of merged chunks only the asked layer's bytes are read. Left out are steps of another shape than the newest one's,
-    and those of which only statistics are kept.
-    """
-    table = ExpertChunk
-    query = select(
-        *(table.id, table.attempt_no, table.layers, table.slots, table.experts, table.top_k, table.steps),
-        *(table.codec, table.stats),
-    ).where(*_overlapping(run_id, first, last))
-    rows = session.execute(query.order_by(table.attempt_no, table.id)).all()
-    rows = [row for row in rows if shape_of(row) == shape_of(rows[-1])]
-    if not rows or not 0 <= layer < rows[-1].layers:
-        return None
-    bundles = [with_matrices(row.stats) for row in rows]
-    sizes = [len(bundle["step"]) for bundle in bundles]
-    attempt_no = np.repeat([row.attempt_no for row in rows], sizes)
-    step = np.concatenate([bundle["step"] for bundle in bundles])
-    keep = _current(attempt_no, step, _first_steps(session, run_id), first, last)
-    if not len(keep):
-        return None
-    pieces = _layers(session, list(zip(rows, sizes, strict=True)), layer)
-    counts, bias = (np.concatenate([piece[side].T for piece in pieces], axis=1) for side in (0, 1))  # [X, S]: as stored
-    if len(keep) < len(step):
-        counts, bias = counts[:, keep], bias[:, keep]
-
-    def statistic(name: str) -> Float32:
-        of_layer: Float32 = np.concatenate([bundle[name][layer] for bundle in bundles])[keep]
-        return of_layer
-
-    at_s = np.concatenate([bundle["at_s"] for bundle in bundles])[keep]
-    experts = rows[-1].experts
-    share = counts[:experts].astype(np.float32)
-    share /= np.maximum(share.sum(axis=0), 1)
-    starts = np.unique(np.arange(len(keep)) * columns // len(keep), return_index=True)[1]
-    ends = np.append(starts[1:], len(keep)) - 1
-    return Raster(
-        step[keep][ends],
-        attempt_no[keep][ends],
-        at_s[ends],
-        _means(share, starts),
-        _means(bias[:experts], starts),
-        _means(statistic("cv"), starts),
-        _means(_in_force(*(statistic(name)[None] for name in FLOORS))[0], starts),
-        _means(statistic("skip_share"), starts),
-    )
-
-
-def _means(values: Float32, starts: NDArray[np.intp]) -> Float32:
-    """Means over buckets of the last axis that begin at `starts`."""
-    sums: Float32 = np.add.reduceat(values, starts, axis=-1)
-    return (sums / np.diff(np.append(starts, values.shape[-1]))).astype(np.float32)
-
-
-def _layers(
-    session: Session, rows: Sequence[tuple[Row[*tuple[Any, ...]], int]], layer: int
-) -> list[tuple[Counts, Float32]]:
-    """Counts and biases [S, X] of one layer of each of the chunks; `rows` say of how many steps they are."""
-    merged = [row.id for row, _ in rows if row.codec == COLUMNS]
-    of_layer = select(ExpertLayer.chunk_id, ExpertLayer.counts, ExpertLayer.bias).where(ExpertLayer.layer == layer)
-    frames = {one.chunk_id: (one.counts, one.bias) for one in _by_ids(session, of_layer, ExpertLayer.chunk_id, merged)}
-    short = [row.id for row, _ in rows if row.codec != COLUMNS]
-    whole = select(ExpertChunk.id, ExpertChunk.blob)
-    blobs = {one.id: one.blob for one in _by_ids(session, whole, ExpertChunk.id, short)}
-    return [
-        decode_layer(shape_of(row), frames[row.id], steps)
-        if row.id in frames
-        else decode_raw_layer(shape_of(row), blobs[row.id], layer, steps)
-        for row, steps in rows
-    ]
-
-
-def _by_ids(session: Session, query: Any, column: Any, ids: Sequence[int]) -> Iterator[Any]:
+def by_ids(session: Session, query: Any, column: Any, ids: Sequence[int]) -> Iterator[Any]:
     """Rows by their ids, a few hundred at a time: databases limit how many values a statement has."""
     for begin in range(0, len(ids), 500):
         yield from session.execute(query.where(column.in_(ids[begin : begin + 500])))

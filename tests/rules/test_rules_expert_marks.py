@@ -25,6 +25,26 @@ def test_a_jump_that_never_decays_is_one_shift_although_the_median_follows_it() 
     assert data_mix_shifts(series).tolist() == [200]
 
 
+def test_medians_that_were_not_taken_would_have_changed_nothing() -> None:
+    """Against the definition, window by window, over noise in which most windows could be a shift."""
+    dice, told = np.random.default_rng(3), 0
+    for noise in (0.1, 0.4, 0.8, 1.2):
+        series = dice.lognormal(-2, noise, 500)
+        series[300:340] *= 6
+        found, at = [], 16
+        while at <= len(series) - RECENT_STEPS:
+            base = np.median(series[max(0, at - BEFORE_STEPS) : at])
+            if np.median(series[at : at + RECENT_STEPS]) > 2.7 * base:
+                found.append(at + int(np.argmax(series[at : at + RECENT_STEPS] > 2.7 * base)))
+                while at <= len(series) - RECENT_STEPS and np.median(series[at : at + RECENT_STEPS]) >= 1.8 * base:
+                    at += 1
+            else:
+                at += 1
+        assert data_mix_shifts(series).tolist() == found
+        told += len(found)
+    assert told >= 4
+
+
 def test_after_it_has_decayed_a_second_one_is_told_too() -> None:
     series = quiet(600)
     for begin in (150, 400):

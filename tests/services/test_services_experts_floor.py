@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from controlplane.services import experts_frame
-from controlplane.store import experts
+from controlplane.store import expert_raster, experts
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import ExpertStep, Shape, encode_steps, summed
 
@@ -50,7 +50,7 @@ def test_stored_statistics_and_the_raster_use_the_trailing_design_effect(sqlite_
         session.add(experts.chunk_row("r", 1, SHAPE, encode_steps(steps), level=0, steps=(1, 400, 400)))
     with sqlite_store.read() as session:
         floors = experts.read_statistics(session, "r", ("cv_floor", "cv")).values
-        raster = experts.read_raster(session, "r", 1, first=1, last=400, columns=400)
+        raster = expert_raster.read_raster(session, "r", 1, first=1, last=400, columns=400)
     assert raster is not None
     assert raster.cv_floor == pytest.approx(floors["cv_floor"][1])
     for part in (slice(64, 200), slice(300, 400)):

@@ -67,6 +67,24 @@ def test_counters_with_gaps_and_resets_are_exact(start: int, steps: list[int], d
     assert np.array_equal(codec.decode_column(codec.encode_column(column), *column.shape), column)
 
 
+@given(
+    hnp.arrays(
+        np.int64,
+        st.tuples(st.integers(1, 5), st.integers(1, 20)),
+        elements=st.one_of(st.integers(-(2**31), 2**32 - 1), st.integers(0, 70000)),
+    )
+)
+def test_the_low_half_of_a_column_is_what_the_whole_one_has(values: np.ndarray) -> None:
+    low = codec.decode_low(codec.encode_column(values), *values.shape)
+    assert low.dtype == np.uint32 and np.array_equal(low, values.astype(np.uint32))
+
+
+def test_unknown_values_have_no_low_half() -> None:
+    frame = codec.encode_column(np.array([[1, UNKNOWN, 3]]))
+    with pytest.raises(CodecError, match="unknown values"):
+        codec.decode_low(frame, 1, 3)
+
+
 @settings(deadline=None)
 @given(samples())
 def test_one_series_is_the_column_of_the_whole(found: Samples) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import func, select
 
-from controlplane.store import expert_merging, expert_thinning, experts, incidents, upkeep
+from controlplane.store import expert_merging, expert_raster, expert_thinning, experts, incidents, upkeep
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import ExpertStep, Shape
 from controlplane.store.expert_stretches import nearest_kept
@@ -121,14 +121,18 @@ def test_a_raster_shows_the_steps_that_are_kept(store: Store) -> None:
     expert_thinning.thin_once(store, START + 60 * DAY_S, POLICY)
     steps = wanted(64)
     with store.read() as session:
-        raster = experts.read_raster(session, "run-1", 1, first=0, last=STEPS, columns=STEPS)
-        none = experts.read_raster(session, "run-1", 1, first=513, last=575, columns=STEPS)
+        raster = expert_raster.read_raster(session, "run-1", 1, first=0, last=STEPS, columns=STEPS)
+        none = expert_raster.read_raster(session, "run-1", 1, first=513, last=575, columns=STEPS)
         statistics = experts.read_statistics(session, "run-1", ("cv_floor",))
     assert none is None
     assert raster is not None
     assert raster.step.tolist() == steps
     np.testing.assert_array_equal(raster.bias, np.stack([found[step].bias[1, :4] for step in steps]).T)
-    np.testing.assert_array_equal(raster.cv_floor, statistics.values["cv_floor"][1, steps])
+    told = statistics.values["cv_floor"][1]
+    before = [-1, *steps[:-1]]
+    means = [told[begin + 1 : end + 1].mean() for begin, end in zip(before, steps, strict=True)]
+    np.testing.assert_allclose(raster.cv_floor, means, rtol=1e-5)
+    assert steps[-1] - before[-1] == 1 and max(np.diff(steps)) == 64, "statistics of every step, also of thinned ones"
 
 
 def test_the_nearest_kept_step_is_told_of_thinned_ones_only(store: Store) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from controlplane.rules.experts import layer_statistics
-from controlplane.store import expert_merging, expert_records, experts, steps
+from controlplane.store import expert_merging, expert_raster, expert_records, experts, steps
 from controlplane.store.engine import Store
 from controlplane.store.expert_records import ExpertStep, Shape, encode_steps, merge_coded
 from tests.services.batches import step_record
@@ -94,7 +94,7 @@ def test_merging_never_brings_back_what_a_late_rank_completed(store: Store) -> N
         with store.read() as session:
             for one in experts.recent(session, "run-1", limit=1000):
                 assert_same(one, want[one.step])
-            raster = experts.read_raster(session, "run-1", 0, first=0, last=239, columns=1000)
+            raster = expert_raster.read_raster(session, "run-1", 0, first=0, last=239, columns=1000)
             count = experts.counted(session, "run-1")
         assert count == 240, "a step that was written twice is one step"
         assert raster is not None
@@ -108,11 +108,11 @@ def test_a_raster_is_the_layer_over_its_steps(store: Store, merge: bool) -> None
     if merge:
         assert expert_merging.compact_once(store) == 64
     with store.read() as session:
-        raster = experts.read_raster(session, "run-1", 2, first=10, last=289, columns=1000)
-        coarse = experts.read_raster(session, "run-1", 2, first=0, last=299, columns=3)
-        assert experts.read_raster(session, "run-1", 3, first=0, last=299, columns=3) is None
-        assert experts.read_raster(session, "run-1", 0, first=400, last=500, columns=3) is None
-        assert experts.read_raster(session, "none", 0, first=0, last=500, columns=3) is None
+        raster = expert_raster.read_raster(session, "run-1", 2, first=10, last=289, columns=1000)
+        coarse = expert_raster.read_raster(session, "run-1", 2, first=0, last=299, columns=3)
+        assert expert_raster.read_raster(session, "run-1", 3, first=0, last=299, columns=3) is None
+        assert expert_raster.read_raster(session, "run-1", 0, first=400, last=500, columns=3) is None
+        assert expert_raster.read_raster(session, "none", 0, first=0, last=500, columns=3) is None
     assert raster is not None
     assert coarse is not None
     assert raster.step.tolist() == list(range(10, 290))
@@ -121,10 +121,22 @@ def test_a_raster_is_the_layer_over_its_steps(store: Store, merge: bool) -> None
     np.testing.assert_allclose(raster.share, share.T, rtol=1e-6)
     np.testing.assert_array_equal(raster.bias, np.stack([one.bias[2, :4] for one in found[10:290]]).T)
     statistics = layer_statistics(found[10].counts, found[10].bias, 4, 1)
-    assert raster.cv[0] == pytest.approx(statistics.cv[2], rel=1e-6)
+    assert raster.cv_floor[0] == pytest.approx(statistics.cv_floor[2], rel=1e-6)
+    newest = layer_statistics(found[289].counts, found[289].bias, 4, 1)
+    assert raster.floor_cv == pytest.approx(newest.cv[2] / raster.cv_floor[-1], rel=1e-6)
     assert raster.skip_share[0] == pytest.approx(statistics.skip_share[2], rel=1e-6)
     assert coarse.step.tolist() == [99, 199, 299]
     np.testing.assert_allclose(coarse.share[:, 1], share[90:190].mean(axis=0), rtol=1e-5)
+
+
+def test_a_bias_that_diverged_is_in_its_own_column_only(store: Store) -> None:
+    steps = [record(step) for step in range(20)]
+    steps[12].bias[0, 1] = np.inf
+    write(store, steps)
+    with store.read() as session:
+        raster = expert_raster.read_raster(session, "run-1", 0, first=0, last=19, columns=10)
+    assert raster is not None
+    assert np.flatnonzero(~np.isfinite(raster.bias).all(axis=0)).tolist() == [6]
 
 
 def test_a_later_attempt_hides_the_steps_that_it_does_again(store: Store) -> None:
@@ -132,7 +144,7 @@ def test_a_later_attempt_hides_the_steps_that_it_does_again(store: Store) -> Non
     write(store, [record(step, 2) for step in range(81, 86)])
     with store.read() as session:
         statistics = experts.read_statistics(session, "run-1", ("cv", "maxvio"))
-        raster = experts.read_raster(session, "run-1", 0, first=0, last=200, columns=500)
+        raster = expert_raster.read_raster(session, "run-1", 0, first=0, last=200, columns=500)
         window = experts.recent(session, "run-1", limit=8)
         assert experts.bounds(session, "run-1") == (1, 85)
         assert experts.counted(session, "run-1") == 100
@@ -182,7 +194,7 @@ def test_a_new_shape_does_not_mix_with_the_old(store: Store) -> None:
     write(store, [record(step) for step in range(4)])
     write(store, [record(step, 2, Shape(4, 5, 4, 1)) for step in range(4, 8)])
     with store.read() as session:
-        raster = experts.read_raster(session, "run-1", 3, first=0, last=99, columns=99)
+        raster = expert_raster.read_raster(session, "run-1", 3, first=0, last=99, columns=99)
     assert raster is not None
     assert raster.step.tolist() == [4, 5, 6, 7]
 
