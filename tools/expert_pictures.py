@@ -19,11 +19,12 @@ from benchmarks import corpus
 from controlplane.rules import experts as x
 from controlplane.rules.expert_controller import identify
 from controlplane.rules.expert_ranks import rank_loads, skew
+from controlplane.rules.expert_swings import autocorrelations
 
 FOLDER = Path("docs/pictures/statistics")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 150, 44, 8, 20, 24
 SEED, STEPS, WINDOW, EVERY = 5, 1100, 64, 4
-EXPERTS, RANKS = corpus.SHAPE.num_experts, corpus.RANKS
+EXPERTS, RANKS, SWING_LAGS = corpus.SHAPE.num_experts, corpus.RANKS, 16
 HEALTHY_COLOUR, PLANTED_COLOUR, QUIET = "#2f8f83", "#c8553d", "#8a8f98"
 Run = Mapping[str, NDArray[Any]]
 Measure = Callable[[Run], Any]
@@ -71,6 +72,13 @@ def _skew(run: Run) -> NDArray[np.float64]:
     return skew(rank_loads(run["counts"].sum(axis=0), EXPERTS, corpus.EXPERT_PARALLEL)).max()
 
 
+def _swing(run: Run) -> NDArray[np.float64]:
+    found, lasting = _found(run), x.layer_statistics(run["counts"].sum(axis=0), run["bias"][-1], EXPERTS, 1)
+    passing = np.sqrt(np.clip(1 - (lasting.cv / found.cv.mean(axis=0)) ** 2, 0, 1))
+    floors = found.cv_floor.mean(axis=0) / np.sqrt(_effect(run))
+    return (-autocorrelations(found.share, SWING_LAGS).min(axis=-1) * floors * passing).max()
+
+
 def _bias_spread(run: Run) -> Any:
     return np.ptp(run["bias"][-1, :, :EXPERTS], axis=1).max()
 
@@ -108,6 +116,7 @@ PICTURES = (
     Picture("sign-flips", "sign flips of Δb, worst layer", "too-fast", _signs(x.sign_flip_rate, np.nanmax)),
     Picture("churn", "churn, worst layer", "too-fast", _loads(x.churn, np.max)),
     Picture("lag1", "lag-1 autocorrelation, worst layer", "too-fast", _loads(x.lag1_autocorrelation, np.nanmin), -0.25),
+    Picture("swing", "slow swing in floors, worst layer", "too-fast-adamw", _swing, 1.2),
     Picture("gain", "gain u of Δb = −u·sign(e), median layer", "inverted", _gain, 0.0),
     Picture("skew", "fullest ÷ mean expert-parallel rank, worst layer", "skewed-ranks", _skew, 1.1),
     Picture("mean-maxvio", "mean MaxVio over layers", "data-mix", lambda run: _found(run).maxvio[-5:].mean()),
