@@ -7,6 +7,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS := 1
 export PYTHONUNBUFFERED := 1
 TESTS ?= tests
+# one more than the cores that the suite is timed on: a third of its time is waiting for clocks and for processes
+WORKERS ?= 3
 DEMO ?= watch
 NAME ?= spine
 CLUSTER := etcd kube-apiserver kube-controller-manager kube-scheduler kwok
@@ -26,7 +28,7 @@ kube:  ## build the pinned Kubernetes programs into the cache, once (about ten m
 	@$(PYTHON) tools/kube.py > /dev/null
 
 test: setup kube  ## every test, with the programs that they need
-	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@programs=$$($(RUN) tools/programs.py) && eval "$$programs" && $(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-frameworks: setup  ## the probe against each training framework's own classes, in an environment each (FRAMEWORKS="megatron …")
 	@$(PYTHON) tools/frameworks.py run $(FRAMEWORKS)

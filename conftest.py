@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 EXPECTED = Path(__file__).parent / "tests" / "expected_skips.txt"
-SLOW_ROOMS = ("flow", "kube", "runs", "browser")
-"""Begun first, so that two workers end together instead of one waiting for a whole demo."""
+SLOW_ROOMS = ("kube", "flow", "runs", "browser")
+"""Begun first, in this order, so that the workers end together instead of one waiting for a whole demo."""
+ONE_CLUSTER = "tests/kube/"
+"""Whose files one worker takes: a Kubernetes control plane for each would cost more than it saves."""
 _unexpected: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow rooms first; within a room the order stays."""
     tests = Path(__file__).parent / "tests"
-    items.sort(key=lambda item: not any(item.path.is_relative_to(tests / room) for room in SLOW_ROOMS))
+    places = {tests / room: place for place, room in enumerate(SLOW_ROOMS)}
+    items.sort(key=lambda item: places.get(item.path.parent, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile: a file a worker, and one for all files of ONE_CLUSTER."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Rooms(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return ONE_CLUSTER if nodeid.startswith(ONE_CLUSTER) else super()._split_scope(nodeid)
+
+    return Rooms(config, log)
 
 
 def _expected_reasons() -> list[str]:
