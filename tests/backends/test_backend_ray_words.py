@@ -11,7 +11,9 @@ import pytest
 
 from controlplane.backends.base import AttemptPlan
 from controlplane.backends.ray import driver, keeper, look, words
-from controlplane.backends.ray.cluster import Nodes, RayNode
+from controlplane.backends.ray.backend import RayBackend
+from controlplane.backends.ray.cluster import Nodes, RayCluster, RayNode
+from controlplane.backends.ray.http import Answer, RayHttp
 
 PLAN = AttemptPlan("run-1", "uid", 1, "hash", ("a", "b"), 2, ("true",), {"X": "1"}, 2, 8, 30.0, ("c",))
 DONE = {"code": 0, "termination": {"class": "done"}, "reason": ""}
@@ -165,3 +167,59 @@ def test_of_two_raylets_of_one_name_the_living_or_younger_counts() -> None:
 def test_a_node_is_called_by_its_label_first() -> None:
     assert words.node_name("10.0.0.7", {words.NODE_LABEL: "mi300-7"}) == "mi300-7"
     assert words.node_name("mi300-7", {}) == "mi300-7"
+
+
+class Dashboard(RayHttp):
+    """Answers as Ray's dashboard does, of jobs with their output; no member has left a last line."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: "")
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.outputs: dict[str, list[str]] = {}
+        self.sent: list[dict[str, Any]] = []
+
+    def call(self, method: str, address: str, path: str, body: Any = None) -> Answer:
+        name, _, rest = path.removeprefix("/api/jobs/").partition("/")
+        if path.startswith("/api/v0/logs"):
+            return Answer(500, b"not found at")
+        if path.startswith("/api/v0/nodes"):
+            rows = [{"node_id": f"id-{at}", "node_name": "ab"[at], "state": "ALIVE"} for at in (0, 1)]
+            return Answer(200, json.dumps({"result": True, "data": {"result": {"result": rows}}}).encode(), 1000.0)
+        if method == "POST":
+            if body["submission_id"] in self.jobs:
+                return Answer(500, b"already exists")
+            self.sent.append(body)
+            self.jobs[body["submission_id"]] = body | {"status": "RUNNING", "start_time": len(self.sent)}
+        if method == "DELETE":
+            del self.jobs[name], self.outputs[name]
+        if rest == "logs":
+            return Answer(200, json.dumps({"logs": "\n".join(self.outputs.get(name, []))}).encode())
+        if method == "GET" and name not in self.jobs:
+            return Answer(404, b"")
+        return Answer(200, json.dumps(self.jobs.get(name, {})).encode())
+
+    def killer_ends(self) -> None:
+        """It has found nothing on either node."""
+        self.jobs["run-1.kill"]["status"] = "SUCCEEDED"
+        self.outputs["run-1.kill"] = [words.said("cleared", node_id=f"id-{at}") for at in (0, 1)]
+
+
+def test_a_killer_that_was_sent_before_the_driver_ended_has_cleared_nothing() -> None:
+    """It ran when the members were placed and had not begun; then they began, and their driver was killed."""
+    ray = Dashboard()
+    backend = RayBackend(RayCluster("http://ray", ray))
+    ray.jobs["run-1"] = {"submission_id": "run-1", "status": "RUNNING", "metadata": {look.SIZE: "2"}, "start_time": 5}
+    ray.outputs["run-1"] = PLACED
+    backend.stop("run-1", mode="kill")
+    ray.killer_ends()
+    ray.outputs["run-1"] = STARTED
+    ray.jobs["run-1"]["status"] = "FAILED"
+    assert not backend.fenced("run-1"), "nobody has looked since"
+    assert [one.alive for one in backend.observe(["run-1"], 9.0)["run-1"].members] == [True, True]
+    backend.stop("run-1", mode="kill")
+    assert len(ray.sent) == 2 and not backend.fenced("run-1"), "another one is on its way"
+    ray.killer_ends()
+    assert backend.fenced("run-1")
+    assert [one.exit_code for one in backend.observe(["run-1"], 9.0)["run-1"].members] == [137, 137]
+    backend.stop("run-1", mode="kill")
+    assert len(ray.sent) == 2

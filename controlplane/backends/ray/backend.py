@@ -134,7 +134,7 @@ class RayBackend:
                 return Observation(name, "absent", now)
             said = self._told(name, job)
             unseen = look.unseen(said, job)
-            ends = self._looked_for(name, said, unseen) if unseen else {}
+            ends = self._looked_for(name, job, said, unseen) if unseen else {}
             nodes = self._cluster.nodes().by_id() if set(unseen) - set(ends) else {}
         except BackendUnavailable as error:
             return Observation(name, "unknown", now, reason=str(error))
@@ -145,7 +145,7 @@ class RayBackend:
             return Told({})
         return look.told(heard(self._cluster.output(name)))
 
-    def _looked_for(self, name: str, said: Told, unseen: Sequence[int]) -> dict[int, Json]:
+    def _looked_for(self, name: str, job: Mapping[str, Any], said: Told, unseen: Sequence[int]) -> dict[int, Json]:
         """How members ended of which the driver heard nothing, by index.
 
         It stands below their own output, or a killer says that it left nothing of them.
@@ -162,7 +162,7 @@ class RayBackend:
             if end is not None:
                 found[index] = end
         open_ = [one for one in unseen if one not in found]
-        cleared = self._cleared(name) if open_ else set()
+        cleared = self._cleared(job) if open_ else set()
         found |= {one: CLEARED for one in open_ if said.parts[one].node_id in cleared}
         return found
 
@@ -185,16 +185,16 @@ class RayBackend:
             if done:
                 self._cluster.stop_job(name)
         if not done:
-            self._kill(name, [part.node_id for _, part in sorted(said.parts.items())])
+            self._kill(job, name, [part.node_id for _, part in sorted(said.parts.items())])
 
-    def _kill(self, name: str, nodes: Sequence[str]) -> None:
+    def _kill(self, job: Mapping[str, Any], name: str, nodes: Sequence[str]) -> None:
         """One killer at a time; one that is over and has not done it is followed by another."""
         asked = {"name": name, "nodes": list(nodes)}
         body = {
             "submission_id": name + KILLER,
             "entrypoint": RUN_KILLER,
             "runtime_env": {"env_vars": {**_QUIET, KILL: json.dumps(asked)}},
-            "metadata": {"trimtab-kills": name},
+            "metadata": {"trimtab-kills": name, look.AFTER: look.uid(job) if job.get("status") in OVER else ""},
         }
         if self._cluster.submit(body):
             return
@@ -220,7 +220,7 @@ class RayBackend:
         unended = [index for index, part in said.parts.items() if part.end is None]
         if not unended:
             return True
-        ends = self._looked_for(name, said, unended)
+        ends = self._looked_for(name, job, said, unended)
         lacking = [said.parts[index].node_id for index in unended if index not in ends]
         if not lacking:
             return True
@@ -228,9 +228,16 @@ class RayBackend:
         known = nodes.by_id()
         return all(look.given_up(known.get(one), nodes.head_s, self._gone_s()) for one in lacking)
 
-    def _cleared(self, name: str) -> set[str]:
-        """Ids of the nodes on which a killer found nothing of the attempt any more."""
-        words = heard(self._cluster.output(name + KILLER))
+    def _cleared(self, job: Mapping[str, Any]) -> set[str]:
+        """Ids of the nodes on which a killer found nothing of the attempt any more.
+
+        Of one that was sent after the driver had ended: before that a member may be placed and begin behind its back.
+        """
+        name = f"{job.get('submission_id')}{KILLER}"
+        killer = self._cluster.job(name)
+        if killer is None or (killer.get("metadata") or {}).get(look.AFTER) != look.uid(job):
+            return set()
+        words = heard(self._cluster.output(name))
         return {str(word.get("node_id")) for word in words if word["kind"] == "cleared"}
 
     # --- nodes ---

@@ -18,6 +18,8 @@ from jobs.contract import fingerprint, is_text, is_whole
 Json = dict[str, Any]
 SIZE, RUN, ATTEMPT, SPEC = "trimtab-size", "trimtab-run", "trimtab-attempt", "trimtab-spec"
 """metadata of the Ray job of an attempt"""
+AFTER = "trimtab-after"
+"""metadata of a killer's Ray job: the attempt's job, by its uid, if that was over when the killer was sent"""
 
 
 @dataclass(slots=True)
