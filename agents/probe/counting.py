@@ -1,13 +1,11 @@
 """Our own counters: how many tokens each router sent to each slot, where the framework itself does not count.
 
-A tapped router gets a subclass of its class whose `forward` leaves a reference to the chosen experts behind; the last
-router of the model adds all of them to one buffer in two operations. A forward hook would do the same, but any hook at
-all sends `nn.Module.__call__` down a path that costs a microsecond a module more (docs/attach.md has the figures).
-Inside torch.compile the tap is a custom op, so that the graph does not break. Nothing here waits for a device: indices
-are added with scatter_add_, since bincount must know its length first. An index that is no slot (routers mark dropped
-and padded tokens with −1) counts nothing; on a device, where it would end the process, three more operations see to it
-always, on the CPU from the first such index on. Outside of compiled graphs no error of ours reaches the trainer's
-forward: the first one ends the counting.
+Each tapped router (tapping.py) leaves a reference to the chosen experts behind; the last router of the model adds all
+of them to one buffer in two operations. Inside torch.compile the tap is a custom op, so that the graph does not break.
+Nothing here waits for a device: indices are added with scatter_add_, since bincount must know its length first. An
+index that is no slot (routers mark dropped and padded tokens with −1) counts nothing; on a device, where it would end
+the process, three more operations see to it always, on the CPU from the first such index on. Outside of compiled
+graphs no error of ours reaches the trainer's forward: the first one ends the counting.
 
 What is counted: forwards in training mode, with or without gradients (reentrant checkpointing runs its first forward
 without), but none that happen inside a backward pass: those are recomputations. What is not: statistics.
@@ -18,18 +16,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
+from agents.probe.tapping import Forward, inside_backward, tap, tapped_methods, untap
+
 INDEX, MAP, COUNTS = 0, 1, 2
 """What a tap takes: int [..., K] chosen slots, bool [..., S] a map of them, or [S] counts of this forward."""
 
-inside_backward = torch._C._current_graph_task_id
-"""-1 outside of a backward pass."""
-_NOTHING: Any = object()
 _compiled = [False]  # whether any compiled graph has ever counted
 _numbers = itertools.count()
 _counters: WeakValueDictionary[int, Counter] = WeakValueDictionary()  # for compiled graphs, which hold numbers only
@@ -76,15 +73,6 @@ def count(picked: Tensor, row: Tensor, kind: int, kept: Tensor | None, ends: int
 @count.register_fake
 def _(*_: Any) -> None:
     return None
-
-
-class Forward(NamedTuple):
-    """One call of a tapped router."""
-
-    module: Any
-    output: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Tap:
@@ -146,76 +134,6 @@ def _count_traced(call: Forward) -> None:
         tap.gauge.add(call, kept)
 
 
-def _forward_of(counter: Counter, base: type) -> Callable[..., Any]:
-    """`forward` of a tapped class. It runs once a layer and step: what it needs is at hand in cells, and a call with
-    one argument, as nearly all are, is passed on as such."""
-    forward = base.forward  # type: ignore[attr-defined]  # of an nn.Module
-    ran, chose = counter.ran.append, counter.chosen.append
-    last, flush = counter.modules[-1], counter.flush
-    outside, compiling = inside_backward, torch.compiler.is_dynamo_compiling
-    facts = counter.facts
-    at: int | None = None
-
-    def tapped(self: Any, given: Any = _NOTHING, *more: Any, **named: Any) -> Any:
-        nonlocal at
-        if not more and not named and given is not _NOTHING:
-            output = forward(self, given)
-        else:
-            more = more if given is _NOTHING else (given, *more)
-            output = forward(self, *more, **named)
-        if self.training:
-            if compiling():
-                _count_traced(Forward(self, output, more or (given,), named))
-            elif outside() == -1:
-                try:
-                    if at is not None:
-                        chose(output[at])
-                    else:
-                        picked, at = counter.read(Forward(self, output, more or (given,), named))
-                        chose(picked)
-                    ran(self)
-                    if facts is not None and facts.computing:
-                        self._trimtab.gauge.add(Forward(self, output, more or (given,), named), counter.kept)
-                    if self is last:
-                        flush()
-                        counter.kept = None  # it was this forward's
-                except Exception as error:  # ours: the trainer's forward has its output
-                    counter.fail(error)
-        return output
-
-    return tapped
-
-
-def _reduce_of(base: type) -> Callable[..., Any]:
-    def reduced(self: Any, protocol: Any) -> Any:
-        """A copy or a pickle of a tapped module is a plain one, of the class that it had, and counts nothing."""
-        function, made, state, *rest = cast(Any, base).__reduce_ex__(self, protocol)
-        if type(self).__base__ is base:
-            made = (base, *made[1:])
-        return (function, made, {name: value for name, value in state.items() if name != "_trimtab"}, *rest)
-
-    return reduced
-
-
-def tap_method(module: nn.Module, tap: Any, method: str, make: Callable[[type], Any], made: dict[type, type]) -> None:
-    """Gives `module` a subclass of its class in which `method` is what `make` returns for that class; `tap` is found
-    there as `self._trimtab`. One subclass a class, kept in `made`: torch.compile sees the same code in every layer."""
-    base = type(module)
-    if base not in made:
-        body = {method: make(base), "__reduce_ex__": _reduce_of(base), "_trimtab_base": base}
-        made[base] = type(base.__name__, (base,), {**body, "__module__": base.__module__, "__doc__": base.__doc__})
-        made[base].__qualname__ = base.__qualname__
-    object.__setattr__(module, "_trimtab", tap)
-    module.__class__ = made[base]
-
-
-def untap(module: nn.Module) -> None:
-    """Gives a tapped module its class back, unless somebody has changed it again since."""
-    if "_trimtab_base" in type(module).__dict__:
-        module.__class__ = type(module).__dict__["_trimtab_base"]
-        module.__dict__.pop("_trimtab", None)
-
-
 class Counter:
     """Adds up what tapped routers chose since `forget`, into `counts`: int32 [rows, S], on the routers' device."""
 
@@ -250,8 +168,8 @@ class Counter:
         """Begins to count, once every row has its tap."""
         made: dict[type, type] = {}
         self.taps[-1].last = True
-        for module, tap in zip(self.modules, self.taps, strict=True):
-            tap_method(module, tap, "forward", lambda base: _forward_of(self, base), made)
+        for module, own in zip(self.modules, self.taps, strict=True):
+            tap(module, own, lambda base: tapped_methods(self, base, _count_traced), made)
 
     def keep(self, mask: Tensor | None) -> None:
         """Sets the padding mask of the forward to come: bool or int [B, T], 0 or False where a token is padding."""
@@ -319,8 +237,7 @@ class Counter:
 
     def _weight(self, shape: torch.Size, one: torch.Size) -> Tensor:
         """What each choice adds: 1, or 0 for padding; int32 [rows, T * K]."""
-        tokens = one[:-1].numel()
-        if self.kept is not None and self.kept.shape[0] == tokens:
+        if self.kept is not None and self.kept.shape[0] == (tokens := one[:-1].numel()):
             return self.kept[:, None].expand(tokens, one[-1]).reshape(1, -1).expand(shape)
         ones = self._ones.get(shape)
         if ones is None:

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.probe.counting import Forward, inside_backward, local
+from agents.probe.counting import local
+from agents.probe.tapping import Forward, inside_backward
 
 log = logging.getLogger("trimtab.probe")
 

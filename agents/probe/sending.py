@@ -43,7 +43,7 @@ def plain(scalars: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in scalars.items():
         kind = type(value)
-        if kind is int or (kind is float and name not in WHOLE) or not (name in SCALARS or name in WHOLE):
+        if kind is int or (kind is float and name in SCALARS) or not (name in SCALARS or name in WHOLE):
             found[name] = value
             continue
         try:
@@ -106,7 +106,7 @@ class HostSender:
         self._facts = facts.numpy()
         self._counts, self._bias = self.frame.counts.numpy(), self.frame.bias.numpy()
         self._none = torch.zeros(shape, dtype=torch.int32).numpy() if reader.duplicate else None
-        self._first, self._top_k = rows[0], reader.routers[0].top_k
+        self._one, self._top_k = self._counts[rows[0]], reader.routers[0].top_k
         reader.install(self.frame.held_counts)
 
     def send(self, step: int, scalars: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ class HostSender:
             if frame.rows is not None:
                 frame.spread()
             if self._none is None:
-                routed = int(self._counts[self._first].sum()) // self._top_k
+                routed = int(self._one.sum()) // self._top_k
                 facts = self._facts if reader.facts is not None and frame.tell(reader) else None
                 self.probe.write(step, self._counts, self._bias, routed=routed, **{"facts": facts, **plain(scalars)})
             else:

@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import INDEX, Forward, untap
+from agents.probe.counting import INDEX
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import AtMoment, Options, Reader, Router, bias_of, made_by, named, number_of
+from agents.probe.tapping import Forward, untap
 
 
 def _gates(models: Sequence[nn.Module]) -> list[Router]:

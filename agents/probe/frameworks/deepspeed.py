@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import COUNTS, Forward
+from agents.probe.counting import COUNTS
 from agents.probe.facts import Facts, Gauge
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import Options, Reader, Router, made_by, named, number_of
+from agents.probe.tapping import Forward
 
 
 class DeepSpeed(Tapped):

@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import MAP, Forward
+from agents.probe.counting import MAP
 from agents.probe.facts import Facts, Gauge
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import AtMoment, Options, Reader, Replaced, Router, made_by
+from agents.probe.tapping import Forward
 
 _PLACE, _FUNCTION = "megatron.core.distributed.finalize_model_grads", "get_updated_expert_bias"
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from agents.probe.counting import untap
 from agents.probe.frameworks.routers import (
     AtMoment,
     Options,
@@ -23,6 +22,7 @@ from agents.probe.frameworks.routers import (
     number_of,
     wrapped,
 )
+from agents.probe.tapping import untap
 
 
 class OlmoCore(AtMoment):

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import local, tap_method
+from agents.probe.counting import local
 from agents.probe.facts import Facts
+from agents.probe.tapping import tap
 
 BIASES = ("balancing_biases", "expert_bias", "expert_bias_E", "e_score_correction_bias", "score_bias")
 _EXPERTS = ("num_experts", "n_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
@@ -131,6 +132,7 @@ class Biases:
         self._places = [router.bias for router in routers]
         self._plain = all(place is not None for place in self._places)
         self.none = all(place is None for place in self._places)
+        self._shape = torch.Size([routers[0].slots])
 
     def read(self, out: Tensor) -> None:
         """Fills `out` [rows, S]: zeros for a router without a bias, NaN where a bias is cut over several ranks."""
@@ -139,7 +141,7 @@ class Biases:
         if self._plain:
             found = [table[name] for table, name in self._places]  # type: ignore[misc]  # see _plain
             try:
-                if found[0].shape == out.shape[1:]:  # of another shape, `out` would be resized
+                if found[0].shape == self._shape:  # of another shape, `out` would be resized
                     torch.stack(found, out=out)
                     return
             except (RuntimeError, TypeError, NotImplementedError):
@@ -266,7 +268,7 @@ class AtMoment(Reader):
         """Makes each router's `method` a moment."""
         made: dict[type, type] = {}
         for router in self.routers:
-            tap_method(router.module, self, method, lambda base: _before(base, method), made)
+            tap(router.module, self, lambda base: {method: _before(base, method)}, made)
 
 
 def _before(base: type, method: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agents.probe.counting import INDEX, Forward
+from agents.probe.counting import INDEX
 from agents.probe.facts import Facts, Gauge, output_at
 from agents.probe.frameworks.outputs import Tapped
 from agents.probe.frameworks.routers import (
@@ -28,6 +28,7 @@ from agents.probe.frameworks.routers import (
     number_of,
     top_k_of,
 )
+from agents.probe.tapping import Forward
 
 _RECORDED = "_can_record_outputs"
 
