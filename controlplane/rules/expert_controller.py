@@ -48,7 +48,7 @@ class Controller:
             for explained, sign in zip(best, signs, strict=True)
         ]
 
-    def inverted(self, least_r2: float, least_pid_r2: float = 0.8) -> Bools:
+    def inverted(self, least_r2: float, least_pid_r2: float) -> Bools:
         """[L] whether the biases feed the error, by either model, where it explains enough."""
         return self.sign_inverted(least_r2) | np.asarray((self.ki < 0) & (self.r2 >= least_pid_r2), dtype=np.bool_)
 
