@@ -89,8 +89,26 @@ def picture(row: Json) -> str:
     if known and row["facts_step"] != row["step"]:
         lines.append(f"{', '.join(name for name, _ in known)}: of step {row['facts_step']}, the newest that has them")
     if row["by_slot"] is not None:
+        lines += ["", f"Layer {row['layer']}: figures", figures(row["by_layer"][row["layer"]]["figures"])]
         lines += ["", f"Layer {row['layer']}: tokens of each expert, 1.00 is its fair share", *bars(row["by_slot"])]
     return "\n".join(lines)
+
+
+def figures(found: Json) -> str:
+    """All statistics of a layer that are known, a row each: this step's, the window's mean, what chance makes of it."""
+    rows = [
+        {"name": name, **values} for name, values in found.items() if values["step"] is not None or values["window"]
+    ]
+    parts = [
+        ("this step", lambda row: _short(row["step"])),
+        ("64 steps", lambda row: _short(row["window"])),
+        ("by chance", lambda row: _short(row["chance"])),
+    ]
+    return table(rows, [("figure", lambda row: row["name"]), *parts])
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
 
 
 def bars(slots: Sequence[Json]) -> list[str]:

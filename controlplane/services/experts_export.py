@@ -2,7 +2,7 @@
 
 Long form (CSV, Parquet): `loads` has a row a step, layer and slot, `layers` a row a step and layer. Matrix form (NPZ)
 is experts_matrices'. The steps are the current view's: of a step that was done twice, as it was done last. Of old steps
-that were thinned `loads` has nothing, `layers` all.
+that were thinned `loads` has nothing, `layers` all but churn and lag1, which are made of counts while they are sent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.readings import LAYER_FACTS
+from controlplane.services.experts_derived import with_derived
 from controlplane.services.experts_matrices import Sink, matrices
 from controlplane.store import experts
 from controlplane.store.engine import Store
@@ -27,8 +28,8 @@ FORMATS = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet", "npz"
 WHAT = ("loads", "layers")
 ROWS = {"csv": 50_000, "parquet": 400_000}
 """How many rows are made at a time; in Parquet they are a row group."""
-OF_LAYER = (*STATISTICS, *LAYER_FACTS)
-"""The columns of `layers` beside the step and the layer."""
+OF_LAYER = (*STATISTICS, "design_effect", *LAYER_FACTS)
+"""The stored columns of `layers` beside the step and the layer."""
 Columns = dict[str, NDArray[Any]]
 
 
@@ -87,7 +88,7 @@ def begin(store: Store, asked: Asked) -> Export:
     if asked.form == "npz":
         pieces = matrices(store, asked.run_id, wanted)
     else:
-        blocks = _blocks(chain([head], found), asked)
+        blocks = _blocks(store, chain([head], found), asked)
         pieces = _csv(blocks) if parquet is None else _parquet_file(blocks, parquet)
     return Export(name, FORMATS[asked.form], pieces)
 
@@ -116,10 +117,11 @@ def _parquet() -> Any:
 # --- long form -------------------------------------------------------------------------------------------------------
 
 
-def _blocks(found: Iterator[Stretch], asked: Asked) -> Iterator[Columns]:
+def _blocks(store: Store, found: Iterator[Stretch], asked: Asked) -> Iterator[Columns]:
     """Columns of at most about ROWS rows each; a step is never cut."""
     columns = _loads if asked.what == "loads" else _layers
-    for stretch in found:
+    for given in found:
+        stretch = given if asked.what == "loads" else with_derived(store, asked.run_id, given)
         width = len(stretch.layers) * (stretch.shape.slots if asked.what == "loads" else 1)
         size = max(1, ROWS[asked.form] // max(width, 1))
         for at in range(0, len(stretch.step), size):

@@ -139,4 +139,5 @@ def _judged(
         deff=experts_words.median(effect) or 1.0,
         shares=[balance.share for balance in moving.balances],
         judged=experts_judged.judge(steps, moving, effect, book, earlier),
+        moving=moving,
     )

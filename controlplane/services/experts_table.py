@@ -13,7 +13,7 @@ import numpy as np
 from agents.readings import LAYER_FACTS
 from controlplane.rules.book import RuleBook
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import expert_windows, experts_frame, experts_words
+from controlplane.services import expert_windows, experts_figures, experts_frame, experts_words
 from controlplane.services.experts_judged import NAMES
 from controlplane.services.experts_words import Picture, number
 from controlplane.services.fleet_state import BLIND_AFTER_S
@@ -76,7 +76,7 @@ def table(
         "sentence": experts_words.sentence(seen, ended=row is not None and row.status in RUN_ENDED),
         "tiles": experts_words.tiles(seen),
         "facts_step": told.step if told is not None else None,
-        "by_layer": _layers(seen, told),
+        "by_layer": _layers(seen, told, experts_figures.of_layers(seen, window, told)),
         "layer": layer,
         "by_slot": None if layer is None or not 0 <= layer < shape.layers else _slots(seen, layer),
     }
@@ -97,7 +97,7 @@ def _with_facts(window: Sequence[ExpertStep]) -> ExpertStep | None:
     return next((one for one in alike if one.facts is not None and np.isfinite(one.facts).any()), None)
 
 
-def _layers(seen: Picture, told: ExpertStep | None) -> list[Json]:
+def _layers(seen: Picture, told: ExpertStep | None, figures: Sequence[dict[str, experts_figures.Figure]]) -> list[Json]:
     found, judged, experts_ = seen.found, seen.judged, seen.last.shape.experts
     facts = told.facts if told is not None else None
     return [
@@ -112,6 +112,7 @@ def _layers(seen: Picture, told: ExpertStep | None) -> list[Json]:
             "bias_spread": number(found.bias_spread[layer]),
             "lag1": number(judged.lag1[layer]),
             "swings": bool(judged.swinging[layer]),
+            "figures": figures[layer],
             **{name: None if facts is None else number(facts[at, layer]) for at, name in enumerate(LAYER_FACTS)},
         }
         for layer in range(seen.last.shape.layers)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controlplane.rules.experts import Floats, LayerStatistics, period_steps
+from controlplane.rules.experts import Floats, LayerStatistics, period_steps, sampling_floor
 from controlplane.services.experts_judged import FAULT, NAMES, WARN, Judged
+from controlplane.services.experts_window import MovingWindow
 from controlplane.store.expert_records import ExpertStep
 
 LAYERS_NAMED = 3
@@ -38,6 +39,15 @@ class Picture:
     shares: Sequence[NDArray[np.floating[Any]]]
     """of each of the W steps [L, E]"""
     judged: Judged
+    moving: MovingWindow
+    """what the figures were summed up in; good until it moves on"""
+
+    @property
+    def floor_of_layers(self) -> Floats:
+        """[L] the sampling floor in force of each layer as a CV."""
+        shape = self.last.shape
+        routed = self.last.counts[:, : shape.experts].sum(axis=-1)
+        return np.asarray(sampling_floor(routed, shape.experts, shape.top_k) * np.sqrt(self.effect), dtype=np.float64)
 
     @property
     def floor(self) -> float:

@@ -23,8 +23,12 @@ Counts = NDArray[np.uint32]
 Float32 = NDArray[np.float32]
 Matrices = tuple[Counts, Float32]
 
-STATISTICS = ("maxvio", "cv", "cv_floor", "effective", "dead_count", "skip_share", "bias_spread")
-"""The statistics a layer that are stored beside the counts; controlplane.rules.experts says what they mean."""
+STATISTICS = (
+    *("maxvio", "cv", "cv_floor", "effective", "dead_count", "skip_share", "bias_spread"),
+    *("avgvio", "gini", "min_load", "bias_mean"),
+)
+"""The statistics a layer that are stored beside the counts; controlplane.rules.experts says what they mean. The second
+row came later: chunks that were written before lack it (`of_layers`)."""
 _SPREAD = ("design_effect", "spread_freedom", "spread_ranks")
 OF_LAYERS = (*STATISTICS, *_SPREAD, *LAYER_FACTS)
 """All that is stored a layer: [L, S] in a chunk, NaN where unknown."""
@@ -337,11 +341,18 @@ def merge_coded(parts: Sequence[tuple[Shape, Coded, int]]) -> tuple[Coded, int]:
         (encode_column(counts[:, layer].T.astype(np.int64)), encode_column(_to_ordered(bias[:, layer].T)))
         for layer in range(shape.layers)
     )
-    joined = {
-        name: np.concatenate([one[name] for one in stats], axis=-1)[..., keep]
-        for name in (*_PLAIN, *_OF_STEPS, *OF_LAYERS)
-    }
+    joined = {name: np.concatenate([one[name] for one in stats], axis=-1)[..., keep] for name in (*_PLAIN, *_OF_STEPS)}
+    for name in OF_LAYERS:
+        joined[name] = np.concatenate([of_layers(one, name, shape.layers) for one in stats], axis=-1)[..., keep]
     return Coded(COLUMNS, b"", arrays.pack(joined, level=SMALL), layers), len(keep)
+
+
+def of_layers(stats: arrays.Arrays, name: str, layers: int) -> Float32:
+    """One of OF_LAYERS of a chunk, [L, S]; NaN where the chunk is older than the statistic."""
+    if name in stats:
+        found: Float32 = stats[name]
+        return found
+    return np.full((layers, len(stats["step"])), np.nan, np.float32)
 
 
 def decode_all(shape: Shape, coded: Coded, steps: int) -> tuple[Counts, Float32]:

@@ -18,7 +18,7 @@ from controlplane.store.arrays import Arrays
 from controlplane.store.codec import COLUMNS
 from controlplane.store.engine import Store
 from controlplane.store.expert_kept import mask, with_matrices
-from controlplane.store.expert_records import Coded, Counts, Float32, Shape, decode_all, decode_layer
+from controlplane.store.expert_records import Coded, Counts, Float32, Shape, decode_all, decode_layer, of_layers
 from controlplane.store.experts import shape_of
 from controlplane.store.tables import ExpertChunk, ExpertLayer
 
@@ -133,6 +133,10 @@ def _read(session: Session, place: _Place, wanted: Wanted) -> Stretch:
         found: NDArray[np.generic] = np.concatenate([bundle[name] for bundle in bundles], axis=-1)[..., keep]
         return found
 
+    def statistic(name: str) -> Float32:
+        found: Float32 = np.concatenate([of_layers(bundle, name, shape.layers) for bundle in bundles], axis=-1)
+        return found[..., keep].astype(np.float32)
+
     values = wanted.matrices and wanted.values
     slots = shape.slots if values else 0
     counts = np.zeros((len(keep), len(layers), slots), np.uint32)
@@ -152,7 +156,7 @@ def _read(session: Session, place: _Place, wanted: Wanted) -> Stretch:
         joined("tokens").astype(np.int64),
         counts,
         bias,
-        {name: joined(name)[layers].T.astype(np.float32) for name in wanted.statistics},
+        {name: statistic(name)[layers].T for name in wanted.statistics},
     )
 
 

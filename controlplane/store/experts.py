@@ -26,6 +26,7 @@ from controlplane.store.expert_records import (
     Float32,
     Shape,
     decode_all,
+    of_layers,
     read_steps,
 )
 from controlplane.store.tables import ExpertChunk, ExpertLayer
@@ -268,13 +269,14 @@ def read_statistics(
     attempt_no = np.repeat([row.attempt_no for row in rows], [len(bundle["step"]) for bundle in bundles])
     keep = current(attempt_no, step, first_steps(session, run_id), first, last)
 
-    def of_layers(name: str) -> Float32:
-        values: Float32 = np.concatenate([bundle[name] for bundle in bundles], axis=-1)[..., keep]
+    def joined(name: str) -> Float32:
+        each = [of_layers(bundle, name, rows[-1].layers) for bundle in bundles]
+        values: Float32 = np.concatenate(each, axis=-1)[..., keep]
         return values
 
-    values = {name: of_layers(name) for name in names}
+    values = {name: joined(name) for name in names}
     if "cv_floor" in values:
-        values["cv_floor"] = in_force(values["cv_floor"], of_layers("design_effect"), of_layers("spread_freedom"))
+        values["cv_floor"] = in_force(values["cv_floor"], joined("design_effect"), joined("spread_freedom"))
     return Statistics(
         step[keep],
         attempt_no[keep],

@@ -1,7 +1,7 @@
 """What steers the balancing bias of one layer, among all layers: what was measured, and what explains it best.
 
 Why it exists: the map says which layer leans; this says whether its controller is on the way to mend it. Sentence and
-dots come from one answer of the server, of the newest step: beside a replay that is said. Nothing is guessed here.
+dots come from one answer of the server, of the 64 steps up to the one that is shown. Nothing is guessed here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ GAINS = ("ki", "kp", "kd", "sign_gain")
 
 
 @st.fragment(run_every=5)
-def section(run_id: str, layer: int, replay: bool = False, gains: bool = False) -> None:
-    """One sentence and one row of dots a measure, with `gains` also one a gain."""
-    summary = latest(f"runs/{run_id}/experts/summary")
+def section(run_id: str, layer: int, step: int | None = None, gains: bool = False) -> None:
+    """One sentence and one row of dots a measure, with `gains` also one a gain; of the step, or the newest."""
+    summary = latest(f"runs/{run_id}/experts/summary", step=step)
     if summary is None:
         return
     facts = facts_of(summary, (*FACTS, *GAINS) if gains else tuple(FACTS))
-    when = f"now, step {words.number(summary.get('step'))}" if replay else f"layer {layer}"
+    when = f"step {words.number(summary.get('step'))}" if step is not None else f"layer {layer}"
     theme.section("Controller, identified from the run", "least squares over 64 steps", when)
     told = f"{sentence(facts, layer)} {identified(summary, layer)}".strip()
     st.html(f'<p class="tt-lead tt-small">{told}</p>')

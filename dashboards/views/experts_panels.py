@@ -11,7 +11,7 @@ import streamlit as st
 
 from dashboards import charts, theme, words
 from dashboards.views import experts_address as address
-from dashboards.views import experts_controller
+from dashboards.views import experts_controller, experts_figures
 from dashboards.views.experts_shown import Shown
 from dashboards.views.kept import latest
 
@@ -30,7 +30,8 @@ def layer(shown: Shown) -> None:
         expert=shown.expert,
         picked=address.picked,
     )
-    experts_controller.section(shown.run_id, shown.layer, replay=shown.step is not None)
+    experts_controller.section(shown.run_id, shown.layer, shown.step)
+    experts_figures.section(shown.run_id, shown.layer, shown.step)
 
 
 def expert(shown: Shown) -> None:
@@ -71,7 +72,7 @@ def controller(shown: Shown) -> None:
         live=shown.live,
         picked=address.picked,
     )
-    experts_controller.section(shown.run_id, shown.layer, replay=shown.step is not None, gains=True)
+    experts_controller.section(shown.run_id, shown.layer, shown.step, gains=True)
 
 
 def layers(shown: Shown) -> None:
@@ -91,16 +92,18 @@ def ranks(shown: Shown) -> None:
         live=shown.live,
         picked=address.picked,
     )
-    _told_of_ranks(shown.run_id)
+    _told_of_ranks(shown.run_id, shown.step)
 
 
 @st.fragment(run_every=5)
-def _told_of_ranks(run_id: str) -> None:
-    """Whether the fullest rank is hot or sick, and what uneven ranks cost; of the newest steps."""
-    parallel = (latest(f"runs/{run_id}/experts/summary") or {}).get("parallel")
+def _told_of_ranks(run_id: str, step: int | None = None) -> None:
+    """Whether the fullest rank is hot or sick, and what uneven ranks cost, up to the step that is shown."""
+    summary = latest(f"runs/{run_id}/experts/summary", step=step) or {}
+    parallel = summary.get("parallel")
     if not parallel:
         return
-    theme.section("Hot or sick?", "load joined with step time and the health of the ranks' GPUs", "now")
+    when = "now" if step is None else f"step {words.number(summary.get('step'))}"
+    theme.section("Hot or sick?", "load joined with step time and the health of the ranks' GPUs", when)
     st.html(f'<p class="tt-lead tt-small">{theme.escape(str(parallel.get("sentence") or ""))}</p>')
     theme.tiles(rank_tiles(parallel))
 
@@ -113,14 +116,13 @@ def rank_tiles(parallel: Mapping[str, Any]) -> list[dict[str, str]]:
     if tax:
         cost = f"{100 * float(tax['share']):.1f} %"
         context = f"{words.figure(tax['seconds'], 2)} s a step, R² {float(tax['r2']):.2f}"
-    level = "fault" if skew >= 1.3 else "warn" if skew >= 1.1 else "ok"
     return [
         {
             "label": "fullest rank",
             "value": f"{skew:.2f}×",
             "unit": f"mean · rank {parallel.get('rank')}",
             "context": f"in L{layer}, of {parallel.get('ranks')} ranks, 64 steps",
-            "level": level,
+            "level": str(parallel.get("level") or "ok"),
         },
         {
             "label": "imbalance tax",

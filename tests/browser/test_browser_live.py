@@ -113,7 +113,7 @@ def test_sentence_tiles_map_and_table_are_of_one_step(
     values = [float(text.rstrip("×")) for text in every.all_inner_texts() if text != "no data"]
     assert f"{max(values):.1f}×" == worst
     if "step=" in page.url:
-        expect(page.get_by_text(re.compile("^now, step"))).to_be_visible(timeout=LONG)
+        expect(page.get_by_text(f"step {step:,}", exact=True).first).to_be_visible(timeout=LONG)
 
 
 def fault_pixels(found: Locator) -> int:

@@ -152,11 +152,17 @@ def _add_views(app: FastAPI, world: World) -> None:
         return found[0] if found else problem(404, "not_found", "There is no such run.")
 
     @app.get("/api/v1/runs/{run}/experts/summary")
-    async def summary(run: str) -> Any:
+    async def summary(run: str, step: int | None = None) -> Any:
         found = world.trained(run)
         if found is None:
             return no_run()
-        return world.summary if world.summary is not None and found is world.training else summary_view(found)
+        told = world.summary if world.summary is not None and found is world.training else summary_view(found)
+        return told if step is None else {**told, "step": step}
+
+    @app.get("/api/v1/runs/{run}/experts/table")
+    async def table(run: str, step: int | None = None) -> Any:
+        found = world.trained(run)
+        return no_run() if found is None else table_view(found, step)
 
     @app.get("/api/v1/nodes")
     async def nodes() -> Any:
@@ -359,6 +365,28 @@ def summary_view(training: Training) -> dict[str, Any]:
             for layer in range(training.layers)
         ],
     }
+
+
+def table_view(training: Training, step: int | None) -> dict[str, Any]:
+    """A row a layer with some of its figures; of layer 23 the entropy is low, of none anything is known of logits."""
+
+    def figure(value: float | None, chance: float | None) -> dict[str, float | None]:
+        return {"step": value, "window": value, "chance": chance}
+
+    rows = [
+        {
+            "layer": layer,
+            "figures": {
+                "cv_floor": figure(1.1, 1.0),
+                "gini": figure(0.031, 0.029),
+                "entropy": figure(0.93 if layer == 23 else 0.9991, 0.9992),
+                "bias_spread": {"step": 0.0123, "window": 0.0119, "chance": None},
+                "z_loss": figure(None, None),
+            },
+        }
+        for layer in range(training.layers)
+    ]
+    return {"step": training.step() if step is None else step, "facts_step": None, "by_layer": rows}
 
 
 @contextmanager

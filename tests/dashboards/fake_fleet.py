@@ -30,6 +30,13 @@ def pack(kind: str, arrays: dict[str, tuple[str, NDArray[Any]]], **meta: Any) ->
     return b"TTF1" + struct.pack("<I", len(header)) + header + payload
 
 
+RULES = {
+    "expert-imbalance": {"cv_floor": 1.5, "worse_cv_floor": 4.0},
+    "expert-oscillation": {"lag1": -0.25, "worse_lag1": -0.45},
+    "expert-parallel-skew": {"skew": 1.1, "worse_skew": 1.3},
+}
+
+
 @dataclass
 class Training:
     """Counts and biases of one run, a function of the step."""
@@ -119,6 +126,8 @@ class Training:
         history = np.array([self.cv_floor(self.counts(step - 63 + column)) for column in range(64)]).T
         dead = (counts == 0) & (counts.sum(axis=1, keepdims=True) > 0)
         dead[:, self.experts] = False
+        cv = self.cv_floor(counts)
+        judged = self.levels(cv, dead)
         lag = np.random.default_rng(3).normal(0.05, 0.1, self.layers)
         if self.layers > 12:
             lag[12] = -0.6
@@ -130,9 +139,11 @@ class Training:
                 "counts": ("u4", counts),
                 "bias": ("f4", bias),
                 "delta_bias": ("f4", bias - self.bias(step - 1)),
-                "cv_floor": ("f4", self.cv_floor(counts)),
+                "cv_floor": ("f4", cv),
+                "mean_floor": ("f4", cv),
                 "lag1": ("f4", lag),
-                "dead": ("u1", dead),
+                "dead": ("u1", dead * (1 if self.settling else 2)),
+                **judged,
                 "history": ("f4", history),
             },
             run=self.run,
@@ -146,6 +157,7 @@ class Training:
             top_k=1,
             tokens=self.tokens,
             floor_cv=self.floor(),
+            rules=RULES,
             stale=self.stopped_at is not None,
             simulated=self.simulated,
             **self.words(step),
@@ -153,6 +165,16 @@ class Training:
         # as the server's tag: what is stale has another one, or a page that has this step never hears of it
         going = "stopped" if self.stopped_at is not None else "going"
         return f'"{self.run}-{self.layers}-{self.expert_parallel}-{step}-{going}"', body
+
+    def levels(self, cv: NDArray[np.float64], dead: NDArray[np.bool_]) -> dict[str, tuple[str, NDArray[Any]]]:
+        """What the alarms name: nothing while the run settles."""
+        far = np.nan_to_num(cv)
+        uneven = (far >= 1.5).astype(np.uint8) + (far >= 4.0)
+        swings, skips = np.zeros_like(uneven), np.zeros_like(uneven)
+        swings[12:13], skips[2:3] = 2, 1
+        found = {"uneven": uneven, "swinging": swings, "skipping": skips, "skewed": uneven}
+        found["level"] = np.maximum.reduce([*found.values(), dead.any(axis=1).astype(np.uint8)])
+        return {name: ("u1", values * (not self.settling)) for name, values in found.items()}
 
     def rank_load(self, counts: NDArray[np.int64]) -> dict[str, tuple[str, NDArray[Any]]]:
         """What each expert-parallel rank carries of its layer's mean; nothing where there is one rank."""
@@ -185,6 +207,7 @@ class Training:
             step=last,
             at_s=float(at_s[-1]),
             first_step=int(found[0]),
+            rules=RULES,
             marks=[
                 {
                     "kind": "restart",
@@ -239,6 +262,7 @@ class Training:
             layer=layer,
             experts=self.experts,
             floor_cv=self.floor(),
+            rules=RULES,
             marks=marks,
             step=last,
             at_s=float(at_s[-1]),

@@ -114,7 +114,7 @@ def test_values_that_name_nothing_read_as_the_default(world: World) -> None:
     assert kinds(opened)[-2:] == ["raster", "controller"] and shown(opened, "experts")["mode"] == "load"
 
 
-def test_a_replay_shows_one_step_everywhere_and_says_what_is_not_of_it(world: World) -> None:
+def test_a_replay_shows_one_step_everywhere(world: World) -> None:
     world.summary = fake_api.summary_view(world.training)
     opened = page(step="36890")
     for kind in ("sentence", "tiles", "experts", "layers"):
@@ -122,7 +122,8 @@ def test_a_replay_shows_one_step_everywhere_and_says_what_is_not_of_it(world: Wo
         assert (told["url"], told["follow"], told["step"]) == ("/frames/experts/run-01", "step", 36890), kind
     for kind in ("timeline", "raster"):
         assert shown(opened, kind)["step"] == 36890
-    assert f"now, step {world.summary['step']:,}" in markup(opened), "what is not of that step says so"
+    assert "step 36,890" in markup(opened), "the controller's figures too"
+    assert "now, step" not in markup(opened)
 
 
 def test_a_step_beyond_the_newest_is_the_newest(world: World) -> None:
@@ -309,6 +310,7 @@ PARALLEL = {
     "layer": 3,
     "rank": 5,
     "skew": 1.42,
+    "level": "fault",
     "tax": {"seconds": 0.31, "share": 0.062, "r2": 0.71},
     "sick": {"2": "gpu3 of node-1 throttles"},
     "sentence": "Rank 5 is hot <b>.",
@@ -320,7 +322,7 @@ def test_the_fullest_rank_its_tax_and_the_sick_ones_are_tiles() -> None:
     assert (fullest["value"], fullest["level"]) == ("1.42×", "fault") and "rank 5" in fullest["unit"]
     assert tax["value"] == "6.2 %" and "R² 0.71" in tax["context"]
     assert (sick["value"], sick["context"], sick["level"]) == ("1", "rank 2", "warn")
-    quiet = experts_panels.rank_tiles({**PARALLEL, "skew": 1.02, "tax": None, "sick": {}})
+    quiet = experts_panels.rank_tiles({**PARALLEL, "skew": 1.02, "level": "ok", "tax": None, "sick": {}})
     assert [tile["level"] for tile in quiet] == ["ok"] * 3 and quiet[1]["value"] == "–"
 
 
@@ -329,6 +331,20 @@ def test_the_ranks_panel_says_hot_or_sick_where_ranks_are_known(
     world: World, monkeypatch: pytest.MonkeyPatch, parallel: dict[str, Any] | None
 ) -> None:
     whole = experts_panels.latest
-    monkeypatch.setattr(experts_panels, "latest", lambda path: {**(whole(path) or {}), "parallel": parallel})
+    monkeypatch.setattr(
+        experts_panels, "latest", lambda path, **more: {**(whole(path, **more) or {}), "parallel": parallel}
+    )
     text = markup(page(panel="ranks"))
     assert ("Rank 5 is hot &lt;b&gt;." in text) == (parallel is not None)
+
+
+@pytest.mark.parametrize(("layer", "entropy"), [(3, "above the line of 0.99"), (23, "below the line of 0.99")])
+def test_every_known_statistic_of_the_layer_is_shown_beside_its_floor(world: World, layer: int, entropy: str) -> None:
+    world.training.layers = 40
+    text = markup(page(layer=str(layer), step="36890"))
+    section = text[text.index("<h2>Figures</h2>") :]
+    assert f"layer {layer}, step 36,890" in section and "docs/experts.md" in section
+    row = section[section.index("Gini") :]
+    assert row.index("<b>0.031</b>") < row.index("0.029") < row.index("Σ (2i − E − 1)·p₍ᵢ₎ ÷ E")
+    assert entropy in section and "0.0119" in section
+    assert "z-loss" not in section, "what nobody told is left out"

@@ -2,6 +2,7 @@
 
 import { moment } from "./moment.js"
 import { css, grouped, line, text, widthOf } from "./paint.js"
+import { floorLines } from "./rules.js"
 import { columnOf } from "./time_axis.js"
 
 const LEFT = 34
@@ -96,9 +97,9 @@ function drawAxes(context, view, plan) {
   line(context, LEFT, bottom, LEFT + plan.wide, bottom, tokens["strong-rule"])
   line(context, LEFT, plan.y(1), LEFT + plan.wide, plan.y(1), tokens.rule)
   text(context, "1×", LEFT - 5, plan.y(1), tokens.faint, { align: "right", size: 10.5 })
-  for (const [mark, color, ink] of [[4, tokens.fault, "fault-text"], [1.5, tokens.warn, "warn-text"]]) {
+  for (const [mark, color, ink] of floorLines(view.frame, tokens)) {
     line(context, LEFT, plan.y(mark), LEFT + plan.wide, plan.y(mark), color, { dash: [1.5, 3] })
-    text(context, `${mark}×`, LEFT - 5, plan.y(mark), tokens[ink], { align: "right", size: 10.5 })
+    text(context, `${mark}×`, LEFT - 5, plan.y(mark), ink, { align: "right", size: 10.5 })
   }
   const ticks = Math.max(2, Math.min(5, Math.floor(plan.wide / 110)))
   for (let tick = 0; tick <= ticks; tick++) {

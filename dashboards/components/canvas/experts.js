@@ -5,6 +5,7 @@ import { drawGrid, gridOf, kept, scales } from "./grid.js"
 import {
   box, css, duration, grouped, hatch, loadColor, sequenceColor, signed, signedColor, text, two, veil,
 } from "./paint.js"
+import { levelIn, thresholdsOf } from "./rules.js"
 
 const LEFT = 28
 const HEAD = 56
@@ -76,20 +77,22 @@ export const experts = {
   label(view) {
     if (!view.frame) return view.data.label ?? "no data yet"
     const { layers, experts: count, step } = view.frame.header
-    const values = view.frame.arrays.cv_floor.values
+    const values = view.frame.arrays.mean_floor.values
     const worst = values.reduce((best, value, layer) => (value > values[best] ? layer : best), 0)
-    const dead = view.frame.arrays.dead.values.reduce((sum, value) => sum + value, 0)
-    const found = `layer ${worst} is the least balanced at ${values[worst].toFixed(1)} times its sampling floor; ${dead} dead experts`
+    const dead = view.frame.arrays.dead.values.reduce((sum, value) => sum + (value > 0), 0)
+    const found = `layer ${worst} is the least balanced at ${values[worst].toFixed(1)} times its sampling floor over 64 steps; ${dead} dead experts`
     return `Load of ${layers} layers by ${count} experts at step ${step}: ${found}. ${view.data.label ?? ""}`
   },
 }
 
 // What the columns beside the map say of a layer, and how to read it.
 function layerWords(view, layer) {
-  const { cv_floor: cv, lag1 } = view.frame.arrays
+  const { cv_floor: cv, mean_floor: mean, lag1 } = view.frame.arrays
   const lag = lag1.values[layer]
-  const swing = Number.isFinite(lag) ? `  ·  lag-1 ${lag.toFixed(2).replace("-", "−")}, below −0.25 it turns round` : ""
-  return `CV ${cv.values[layer].toFixed(2)}× floor, 1 is as even as chance allows${swing}`
+  const turns = signed(thresholdsOf(view.frame, "expert-oscillation").lag1, 2)
+  const swing = Number.isFinite(lag) ? `  ·  lag-1 ${signed(lag, 2)}, below ${turns} it turns round` : ""
+  const times = (value) => (Number.isFinite(value) ? `${value.toFixed(2)}×` : "–")
+  return `CV ${times(cv.values[layer])} floor in this step, ${times(mean.values[layer])} over 64; 1 is as even as chance allows${swing}`
 }
 
 // A model of few layers gets taller rows, so that its map is still a map.
@@ -172,7 +175,8 @@ function drawRow(context, view, board, layer) {
   const dead = frame.arrays.dead.values
   for (let expert = 0; expert < board.experts; expert++) {
     if (!dead[layer * board.slots + expert]) continue
-    drawDead(context, view, LEFT + expert * board.column, top, board.column - board.gap, board.high)
+    const quiet = dead[layer * board.slots + expert] < 2
+    drawDead(context, view, { x: LEFT + expert * board.column, y: top, wide: board.column - board.gap, height: board.high, quiet })
   }
   if (board.skips) drawSkip(context, view, board, layer, top, board.high)
 }
@@ -192,10 +196,10 @@ function largest(view, mode) {
   return most
 }
 
-function drawDead(context, view, x, y, wide, height) {
-  const { tokens, frame } = view
+// Without a token; quiet while its rule does not name it: in the warm-up, or where its bias is bringing it back.
+function drawDead(context, view, { x, y, wide, height, quiet }) {
+  const { tokens } = view
   const width = Math.max(wide, 2)
-  const quiet = frame.header.settling
   context.fillStyle = css(tokens.dead)
   context.fillRect(x, y, width, height)
   box(context, x, y, width, height, quiet ? tokens.off : tokens.fault)
@@ -204,7 +208,7 @@ function drawDead(context, view, x, y, wide, height) {
   text(context, "×", x + width / 2, y + height / 2 + 0.5, ink, { size: 11, weight: 600, align: "center" })
 }
 
-// An empty frame at zero; an amber fill from the left as far as it is used, full at a fair share.
+// An empty frame at zero; a fill from the left as far as it is used, full at a fair share, amber where the rule names it.
 function drawSkip(context, view, board, layer, top, high) {
   const { tokens, frame } = view
   box(context, board.skip, top, board.skipWide, high, tokens["rule"])
@@ -217,7 +221,7 @@ function drawSkip(context, view, board, layer, top, high) {
   }
   if (!used) return
   const wide = Math.max(2, Math.min(1, (used / all) * board.experts) * (board.skipWide - 2))
-  context.fillStyle = css(tokens.warn)
+  context.fillStyle = css(levelIn(frame, "skipping", layer) === "ok" ? tokens.off : tokens.warn)
   context.fillRect(board.skip + 1, top + 1, wide, high - 2)
 }
 
@@ -234,17 +238,8 @@ function drawRowName(context, view, board, layer, top) {
   text(context, two(layer, board.layers), LEFT - 6, top + board.row / 2, color, { align: "right", weight, size: 11 })
 }
 
-// ok, warn or fault by the alarm's two thresholds, and fault where an expert is dead; while the run settles no rule judges.
-export function levelOf(view, layer) {
-  const { frame } = view
-  if (frame.header.settling) return "ok"
-  const { slots } = frame.header
-  const dead = frame.arrays.dead.values
-  for (let slot = 0; slot < slots; slot++) if (dead[layer * slots + slot]) return "fault"
-  const value = frame.arrays.cv_floor.values[layer]
-  if (isSilent(frame, layer)) return "ok"
-  return value >= 4 ? "fault" : value >= 1.5 ? "warn" : "ok"
-}
+// The gravest of what the alarms name in the layer.
+export const levelOf = (view, layer) => levelIn(view.frame, "level", layer)
 
 function drawHeads(context, view, board) {
   const { tokens, data } = view

@@ -1,7 +1,8 @@
-// The columns that continue the heatmap's rows: CV over its floor, lag-1 autocorrelation, and the newest history.
+// The columns that continue the heatmap's rows: CV over its floor and lag-1 autocorrelation of 64 steps, and the steps.
 
 import { css, hatch, line, text } from "./paint.js"
 import { isSilent, levelOf } from "./experts.js"
+import { floorLines, levelIn, thresholdsOf } from "./rules.js"
 
 // Offsets from the left end of the side columns, in pixels; a phone gets them closer together.
 const WIDE = { width: 290, gap: 14, cv: 22, cvWide: 78, lag: 150, lagWide: 16, history: 198, historyWide: 88 }
@@ -12,10 +13,6 @@ const NARROW_EXPERTS = 32
 // The axis of CV over floor is logarithmic, from 0.8 to 16 times.
 const CV_LOW = Math.log2(0.8)
 const CV_HIGH = Math.log2(16)
-const WARN_AT = 1.5
-const FAULT_AT = 4
-const LAG_WARN = -0.25
-const LAG_FAULT = -0.45
 
 export function sideOf(width, experts) {
   if (width >= NARROW_BELOW) return WIDE
@@ -30,10 +27,11 @@ export function drawSide(context, view, board) {
   const cvX = (value) => left + at.cv + at.cvWide * Math.max(0, Math.min(1, (Math.log2(Math.max(value, 0.01)) - CV_LOW) / (CV_HIGH - CV_LOW)))
   drawHeads(context, view, board, left, cvX)
   line(context, cvX(1), board.top, cvX(1), board.bottom, tokens.rule)
-  line(context, cvX(WARN_AT), board.top, cvX(WARN_AT), board.bottom, tokens.warn, { dash: [1.5, 3] })
-  line(context, cvX(FAULT_AT), board.top, cvX(FAULT_AT), board.bottom, tokens.fault, { dash: [1.5, 3] })
+  for (const [mark, color] of floorLines(view.frame, tokens)) {
+    line(context, cvX(mark), board.top, cvX(mark), board.bottom, color, { dash: [1.5, 3] })
+  }
   line(context, left + at.lag, board.top, left + at.lag, board.bottom, tokens.rule)
-  const alarm = left + at.lag + LAG_FAULT * at.lagWide
+  const alarm = left + at.lag + thresholdsOf(view.frame, "expert-oscillation").worse_lag1 * at.lagWide
   line(context, alarm, board.top, alarm, board.bottom, tokens.fault, { dash: [1.5, 3] })
   const scale = historyScale(view)
   for (let layer = 0; layer < board.layers; layer++) {
@@ -54,8 +52,9 @@ function drawHeads(context, view, board, left, cvX) {
   const low = board.top - 10
   const phone = at === NARROW
   text(context, "CV ÷ floor", left + (phone ? 0 : at.cv - 20), low - 14, tokens.muted)
-  text(context, "1.5", cvX(WARN_AT) - (phone ? 3 : 0), low, tokens["warn-text"], { align: "center", size: 10.5 })
-  text(context, "4", cvX(FAULT_AT) + (phone ? 2 : 0), low, tokens["fault-text"], { align: "center", size: 10.5 })
+  floorLines(view.frame, tokens).forEach(([mark, , ink], index) => {
+    text(context, String(mark), cvX(mark) + (phone ? [2, -3][index] : 0), low, ink, { align: "center", size: 10.5 })
+  })
   text(context, "lag-1", left + at.lag - (phone ? 14 : 22), low - 14, tokens.muted)
   text(context, "−1", left + at.lag - at.lagWide, low, tokens.faint, { align: "center", size: 10.5 })
   text(context, "1", left + at.lag + at.lagWide, low, tokens.faint, { align: "center", size: 10.5 })
@@ -67,10 +66,10 @@ function drawHeads(context, view, board, left, cvX) {
 // A dot for ok, a disc with "!" for a warning, a square with × for a fault: shape says it as well as colour.
 function drawCv(context, view, layer, middle, cvX) {
   const { tokens, frame } = view
-  const value = frame.arrays.cv_floor.values[layer]
+  const value = frame.arrays.mean_floor.values[layer]
   if (!Number.isFinite(value)) return
-  const far = value >= WARN_AT
-  const level = frame.header.settling || !far ? "ok" : value >= FAULT_AT ? "fault" : "warn"
+  const level = levelIn(frame, "uneven", layer)
+  const far = level !== "ok" || value >= thresholdsOf(frame, "expert-imbalance").cv_floor
   const color = { ok: tokens.muted, warn: tokens.warn, fault: tokens.fault }[level]
   const x = cvX(value)
   line(context, cvX(1), middle, x, middle, color, { width: level === "ok" ? 1 : 1.5 })
@@ -91,8 +90,7 @@ function drawLag(context, view, layer, middle, zero, most) {
   const { tokens, frame } = view
   const value = frame.arrays.lag1.values[layer]
   if (!Number.isFinite(value)) return
-  const swings = !frame.header.settling && frame.arrays.cv_floor.values[layer] >= WARN_AT
-  const color = swings && value <= LAG_FAULT ? tokens.fault : swings && value <= LAG_WARN ? tokens.warn : tokens.off
+  const color = { ok: tokens.off, warn: tokens.warn, fault: tokens.fault }[levelIn(frame, "swinging", layer)]
   const wide = Math.max(-1, Math.min(1, value)) * most
   context.fillStyle = css(color)
   context.fillRect(zero + Math.min(0, wide), middle - 1.5, Math.max(1, Math.abs(wide)), 3)

@@ -4,6 +4,7 @@ import { gridOf, kept, scales } from "./grid.js"
 import { moment } from "./moment.js"
 import { box, css, grouped, line, loadColor, sequenceColor, text, two, veil } from "./paint.js"
 import { drawStretches } from "./raster.js"
+import { thresholdsOf } from "./rules.js"
 import { axisOf, columnOf, drawMarks, drawTicks, hatchGaps, placeNow, timed } from "./time_axis.js"
 
 const LEFT = 30
@@ -29,7 +30,8 @@ export const history = {
     const cells = kept(view, "cv", [frame, tokens], () =>
       gridOf(plan.layers, plan.axis.count, (layer, column) => shade(at(cv.values)(layer, column)), scales(view).load))
     drawPart(context, view, plan, cells, TOP)
-    drawNames(context, view, plan, TOP, cv.values, (value) => `${value.toFixed(1)}×`, (value) => (value >= 4 ? "fault" : value >= 1.5 ? "warn" : ""))
+    const { cv_floor: far } = thresholdsOf(frame, "expert-imbalance")
+    drawNames(context, view, plan, TOP, cv.values, (value) => `${value.toFixed(1)}×`, (value) => value >= far)
     drawScale(context, view, "CV ÷ sampling floor of every layer", 8, (share) => loadColor(tokens, shade(2 ** (share * 4))), ["1×", "2×", "4×", "8×", "16×"])
     drawSkips(context, view, plan, skip.values, at)
     drawMarks(context, view, plan, TOP - 8)
@@ -109,22 +111,23 @@ function drawPart(context, view, plan, cells, top) {
 }
 
 // Layers that stand out are named with their value; of the others as many as there is room for.
-function drawNames(context, view, plan, top, values, words, level) {
+// The value of the last column that is shown, at the right; a column is not what the alarms judge, so none is called wrong.
+function drawNames(context, view, plan, top, values, words, isLoud) {
   const { tokens } = view
   const end = endOf(view)
   const of = (layer) => values[layer * plan.axis.count + end]
   const order = Array.from({ length: plan.layers }, (_, layer) => layer)
-  const loud = order.filter((layer) => layer === view.data.layer || level(of(layer)))
+  const loud = order.filter((layer) => layer === view.data.layer || isLoud(of(layer)))
   loud.sort((one, other) => (other === view.data.layer) - (one === view.data.layer) || of(other) - of(one))
   const taken = []
   for (const layer of [...loud, ...order.filter((layer) => !loud.includes(layer))]) {
     const y = top + (layer + 0.5) * plan.row
     if (taken.some((other) => Math.abs(other - y) < 10.5)) continue
     taken.push(y)
-    const found = Number.isFinite(of(layer)) ? level(of(layer)) : ""
+    const strong = Number.isFinite(of(layer)) && isLoud(of(layer))
     const chosen = layer === view.data.layer
-    const ink = chosen ? tokens.link : found ? tokens[`${found}-text`] : tokens.faint
-    const style = { size: 10.5, align: "right", weight: chosen || found ? 600 : 400 }
+    const ink = chosen ? tokens.link : strong ? tokens.text : tokens.faint
+    const style = { size: 10.5, align: "right", weight: chosen || strong ? 600 : 400 }
     text(context, two(layer, plan.layers), LEFT - 5, y, ink, style)
     text(context, Number.isFinite(of(layer)) ? words(of(layer)) : "no data", view.width, y, ink, style)
   }
@@ -136,7 +139,7 @@ function drawSkips(context, view, plan, values, at) {
   const cells = kept(view, "skips", [frame, tokens], () =>
     gridOf(plan.layers, plan.axis.count, (layer, column) => at(values)(layer, column) / plan.most, scales(view).sequence))
   drawPart(context, view, plan, cells, plan.skipTop)
-  drawNames(context, view, plan, plan.skipTop, values, (value) => (value > 0 ? `${(value * 100).toFixed(1)} %` : "–"), (value) => (value > plan.most / 2 ? "warn" : ""))
+  drawNames(context, view, plan, plan.skipTop, values, (value) => (value > 0 ? `${(value * 100).toFixed(1)} %` : "–"), (value) => value > plan.most / 2)
   const marks = [0, 0.25, 0.5, 0.75, 1].map((share) => (share % 0.5 ? "" : `${(plan.most * share * 100).toFixed(plan.most < 0.02 ? 2 : plan.most < 0.1 ? 1 : 0)} %`))
   drawScale(context, view, "skip share of every layer", plan.skipTop - 30, (share) => sequenceColor(tokens, share), marks)
 }

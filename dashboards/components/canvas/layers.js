@@ -3,7 +3,7 @@
 import { isSilent } from "./experts.js"
 import { two } from "./paint.js"
 
-const HEADS = ["layer", "CV ÷ floor", "fullest expert", "emptiest expert", "dead", "skip share", "lag-1", "spread of b"]
+const HEADS = ["layer", "CV ÷ floor", "over 64 steps", "fullest expert", "emptiest expert", "dead", "skip share", "lag-1", "spread of b"]
 
 export const layers = {
   dom: true,
@@ -36,15 +36,15 @@ function cell(kind, words) {
 function rowOf(frame, layer) {
   const { slots, experts, layers: count } = frame.header
   const name = two(layer, count)
-  if (isSilent(frame, layer)) return [name, "no data", "–", "–", "–", "–", "–", "–"]
-  const { counts, bias, dead, cv_floor: cv, lag1 } = frame.arrays
+  if (isSilent(frame, layer)) return [name, "no data", "–", "–", "–", "–", "–", "–", "–"]
+  const { counts, bias, dead, cv_floor: cv, mean_floor: mean, lag1 } = frame.arrays
   const at = (values, slot) => values.values[layer * slots + slot]
   let [all, real, full, empty, lost, low, high] = [0, 0, 0, 0, 0, Infinity, -Infinity]
   for (let slot = 0; slot < slots; slot++) {
     all += at(counts, slot)
     if (slot >= experts) continue
     real += at(counts, slot)
-    lost += at(dead, slot)
+    lost += at(dead, slot) > 0
     if (at(counts, slot) > at(counts, full)) full = slot
     if (at(counts, slot) < at(counts, empty)) empty = slot
     low = Math.min(low, at(bias, slot))
@@ -52,8 +52,9 @@ function rowOf(frame, layer) {
   }
   const times = (slot) => `${slot}: ${((at(counts, slot) * experts) / real).toFixed(2)}×`
   const lag = lag1.values[layer]
+  const over = Number.isFinite(mean.values[layer]) ? `${mean.values[layer].toFixed(2)}×` : "–"
   return [
-    name, `${cv.values[layer].toFixed(2)}×`, times(full), times(empty), String(lost), `${((1 - real / all) * 100).toFixed(2)} %`,
+    name, `${cv.values[layer].toFixed(2)}×`, over, times(full), times(empty), String(lost), `${((1 - real / all) * 100).toFixed(2)} %`,
     Number.isFinite(lag) ? lag.toFixed(2).replace("-", "−") : "–", (high - low).toPrecision(3),
   ]
 }

@@ -5,14 +5,13 @@
 
 import { drawGrid, gridOf, kept, pointing, scales } from "./grid.js"
 import { box, css, hatch, line, loadColor, text, two, veil } from "./paint.js"
+import { levelIn, thresholdsOf } from "./rules.js"
 import { none, some } from "./words.js"
 
 const LEFT = 28
 const HEAD = 52
 const SIDE = 168
 const FOOT = 4
-const WARN_AT = 1.1
-const FAULT_AT = 1.3
 
 export const ranks = {
   draw(view) {
@@ -94,8 +93,12 @@ function drawHeads(context, view, board) {
   text(context, "rank", LEFT - 6, HEAD - 9, tokens.faint, { align: "right", size: 10.5 })
   const at = sideX(view, board)
   text(context, "max ÷ mean", LEFT + board.wide + 16, HEAD - 23, tokens.muted, { size: 11 })
-  text(context, "1.1", at(WARN_AT), HEAD - 9, tokens["warn-text"], { align: "center", size: 10.5 })
-  text(context, "1.3", at(FAULT_AT), HEAD - 9, tokens["fault-text"], { align: "center", size: 10.5 })
+  for (const [mark, , ink] of skewLines(view)) text(context, String(mark), at(mark), HEAD - 9, ink, { align: "center", size: 10.5 })
+}
+
+const skewLines = ({ frame, tokens }) => {
+  const { skew: warn, worse_skew: fault } = thresholdsOf(frame, "expert-parallel-skew")
+  return [[fault, tokens.fault, tokens["fault-text"]], [warn, tokens.warn, tokens["warn-text"]]]
 }
 
 const sideX = (view, board) => (value) => LEFT + board.wide + 18 + 90 * Math.max(0, Math.min(1, Math.log2(Math.max(value, 1)) / Math.log2(1.6)))
@@ -105,12 +108,11 @@ function drawSide(context, view, board) {
   const { tokens, frame } = view
   const at = sideX(view, board)
   line(context, at(1), HEAD, at(1), board.bottom, tokens.rule)
-  line(context, at(WARN_AT), HEAD, at(WARN_AT), board.bottom, tokens.warn, { dash: [1.5, 3] })
-  line(context, at(FAULT_AT), HEAD, at(FAULT_AT), board.bottom, tokens.fault, { dash: [1.5, 3] })
+  for (const [mark, color] of skewLines(view)) line(context, at(mark), HEAD, at(mark), board.bottom, color, { dash: [1.5, 3] })
   for (let layer = 0; layer < board.layers; layer++) {
     const middle = HEAD + (layer + 0.5) * board.row
     const { most } = rowOf(view, layer)
-    const level = frame.header.settling || !(most > WARN_AT) ? "ok" : most > FAULT_AT ? "fault" : "warn"
+    const level = levelIn(frame, "skewed", layer)
     const chosen = layer === view.data.layer
     if (board.row >= 10 || chosen || !(layer % Math.ceil(11 / board.row))) {
       text(context, two(layer, board.layers), LEFT - 6, middle, chosen ? tokens.link : tokens.faint, { align: "right", size: 10.5, weight: chosen ? 600 : 400 })

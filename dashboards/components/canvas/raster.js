@@ -6,6 +6,7 @@
 import { drawGrid, gridOf, kept, scales } from "./grid.js"
 import { moment } from "./moment.js"
 import { css, line, loadColor, signed, text, two, veil, widthOf } from "./paint.js"
+import { floorLines } from "./rules.js"
 import { axisOf, columnOf, drawMarks, drawTicks, hatchGaps, placeNow, strokeSeries, timed } from "./time_axis.js"
 
 const LEFT = 30
@@ -184,17 +185,15 @@ function drawCv(context, view, plan) {
   const top = Math.log2(most * 1.1)
   const low = Math.log2(0.7)
   const y = (value) => plan.cvTop + plan.cvHigh * (1 - (Math.log2(Math.max(value, 0.7)) - low) / (top - low))
-  const quiet = frame.header.settling
-  for (const [mark, color, ink] of [[4, tokens.fault, "fault-text"], [1.5, tokens.warn, "warn-text"]]) {
+  for (const [mark, color, ink] of floorLines(frame, tokens)) {
     line(context, LEFT, y(mark), LEFT + plan.wide, y(mark), color, { dash: [1.5, 3] })
-    text(context, `${mark}×`, LEFT - 5, y(mark), tokens[ink], { align: "right", size: 10.5 })
+    text(context, `${mark}×`, LEFT - 5, y(mark), ink, { align: "right", size: 10.5 })
   }
   strokeSeries(context, plan, (column) => y(cv.values[column]), tokens.text, 1.3)
   hatchGaps(context, view, plan, plan.cvTop, plan.cvHigh)
   if (!plan.axis.count) return
   const last = cv.values[shownColumn(view)]
-  const ink = quiet || last < 1.5 ? tokens.muted : last >= 4 ? tokens["fault-text"] : tokens["warn-text"]
-  text(context, `${last.toFixed(1)}×`, LEFT + plan.wide + 6, y(last), ink, { size: 11.5, weight: 600 })
+  text(context, `${last.toFixed(1)}×`, LEFT + plan.wide + 6, y(last), tokens.text, { size: 11.5, weight: 600 })
 }
 
 function drawBias(context, view, plan) {
