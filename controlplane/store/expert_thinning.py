@@ -1,7 +1,7 @@
 """The thinning of old expert records: counts and biases of fewer steps the older they are, statistics of every step.
 
 What is kept whole whatever its age: the beginning of a run, and the surroundings of what happened to it (an incident of
-the run was opened, an attempt began or ended). Thinning only ever takes matrices away; a step that has none left shows
+the run was opened, an attempt began or ended, the data mix changed). Thinning only ever takes matrices away; a step that has none left shows
 nowhere as a matrix. It is done a chunk at a time, by its level: 1 every step, 2 every 8th, 3 every 64th.
 """
 
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from controlplane.rules.expert_marks import data_mix_shifts
 from controlplane.store.arrays import Arrays
 from controlplane.store.base import insert_many
 from controlplane.store.codec import decode_column, encode_column
 from controlplane.store.engine import Store
 from controlplane.store.expert_kept import marked, mask
 from controlplane.store.expert_merging import merge
-from controlplane.store.experts import shape_of
+from controlplane.store.experts import read_statistics, shape_of
 from controlplane.store.tables import ExpertChunk, ExpertLayer, Incident
 
 AROUND_STEPS = 64
@@ -53,7 +54,8 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class _Events:
-    """What happened to a run: its first step, the steps at which attempts began and ended, when incidents opened."""
+    """What happened to a run: its first step, the steps at which attempts began and ended or the data mix changed, and
+    when incidents opened."""
 
     first_step: int
     steps: tuple[int, ...]
@@ -146,7 +148,9 @@ def _events(session: Session, run_id: str) -> _Events:
     ).all()
     opened = session.scalars(select(Incident.opened_s).where(Incident.run_id == run_id)).all()
     steps = tuple(int(step) for row in bounds for step in row)
-    return _Events(min(steps), steps, tuple(opened))
+    series = read_statistics(session, run_id, ("mean_maxvio",))
+    shifts = series.step[data_mix_shifts(series.values["mean_maxvio"])].tolist()
+    return _Events(min(steps), (*steps, *shifts), tuple(opened))
 
 
 def _thin(store: Store, chunk_id: int, level: int, wanted: int, events: _Events) -> int:

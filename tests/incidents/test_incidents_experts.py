@@ -182,3 +182,33 @@ def test_the_summary_of_a_run_tells_of_its_ranks(server: Server) -> None:
         found = views_experts.summary(session, live, "run-1", now=server.clock.now())
     assert found is not None and found["parallel"]["rank"] == 1 and "is hot" in found["parallel"]["sentence"]
     assert json.dumps(found, allow_nan=False)
+
+
+def test_a_replayed_step_has_its_own_ranks_controller_and_health(server: Server) -> None:
+    """Up to step 264 experts 4 and 5 are full and a GPU of their rank is sick; then they are even and it is well."""
+    start_run(server)
+    even = np.full((4, 8), 1024, np.uint32)
+    for step in range(201, 265):
+        record(server, step, bias=np.full((4, 8), -0.01 * step, np.float32))
+    for step in range(265, 329):
+        record(server, step, counts=even, bias=np.full((4, 8), 0.2, np.float32))
+    now = server.clock.now()
+    slow = fault(server, "node-1", rule="thermal-throttle", sentence="gpu3 of node-1 throttles", action="alert")
+    slow = replace(slow, run_id="run-1", attempt_no=1, rank=1, onset_s=now - 300 + 250)
+    server.send(slow)
+    server.send(replace(slow, state="clear", observed_s=slow.observed_s + 1))
+    live = Live(server.store, server.clock)
+    with server.store.read() as session:
+        newest = views_experts.summary(session, live, "run-1", now=now)
+        then = views_experts.summary(session, live, "run-1", now=now, step=264)
+        earlier = views_experts.summary(session, live, "run-1", now=now, step=240)
+        again = views_experts.summary(session, live, "run-1", now=now)
+        assert views_experts.summary(session, live, "run-1", now=now, step=9999) is None
+    assert newest is not None and then is not None and earlier is not None
+    assert newest == again, "what a replay asks for does not stand in the newest step's place"
+    assert (newest["step"], newest["asked"], then["step"], then["asked"]) == (328, None, 264, 264)
+    assert newest["parallel"]["sentence"] == "The ranks are even." and newest["parallel"]["level"] == "ok"
+    assert "is hot" in then["parallel"]["sentence"] and "gpu3 of node-1 throttles" in then["parallel"]["sentence"]
+    assert earlier["parallel"]["sick"] == {}, "it was well before its onset"
+    assert then["controller"][0]["drift"] == pytest.approx(0.01, rel=1e-3) and newest["controller"][0]["drift"] == 0.0
+    assert then["sentence"] != newest["sentence"] and not then["stale"]

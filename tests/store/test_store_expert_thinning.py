@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,20 @@ def test_what_never_made_a_long_chunk_is_thinned_as_well(store: Store) -> None:
     expert_thinning.thin_once(store, START + 60 * DAY_S, POLICY)
     assert levels(store) == [3, 3]
     assert [one.step for one in kept(store)] == [*range(256), 320, 384, *range(499 - 64, 500)]
+
+
+def test_the_surroundings_of_a_changed_data_mix_stay(store: Store) -> None:
+    found = []
+    for step in range(STEPS):
+        one = record(step)
+        even = np.full(one.counts.shape, 1000, np.uint32) + one.counts % 20
+        if 600 <= step < 640:
+            even[:, 0] = 4000
+        found.append(replace(one, counts=even))
+    write(store, found, size=64)
+    expert_merging.compact_once(store)
+    expert_thinning.thin_once(store, START + 60 * DAY_S, POLICY)
+    assert [one.step for one in kept(store)] == wanted(64, 600)
 
 
 def test_a_raster_shows_the_steps_that_are_kept(store: Store) -> None:
