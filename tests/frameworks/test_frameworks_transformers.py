@@ -7,14 +7,18 @@ it shares nothing with the tap. Biases are drawn at random, so that selection wi
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 from agents.probe.attach import AttachedProbe, attach
 from tests.records import Page, Records
@@ -290,3 +294,18 @@ def test_a_model_that_fsdp_shards_before_or_after(first: str, records: Records, 
     assert records.counts(record).tolist() == expected.tolist()
     assert records.bias(record) == pytest.approx(torch.stack(biases(model)).numpy())
     probe.close()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_two_tensor_parallel_ranks_the_first_reports(rank: int, tmp_path: Path, records: Records) -> None:
+    """Cut by transformers itself; the other rank is not there, so nothing is run."""
+    small_model("qwen3_moe").save_pretrained(tmp_path / "model")
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
+    try:
+        wanted = DistributedConfig(tp_size=2)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", distributed_config=wanted)
+        probe = attach(model)
+        assert probe._reader.duplicate == (rank == 1)
+        probe.close()
+    finally:
+        dist.destroy_process_group()
