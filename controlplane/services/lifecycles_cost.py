@@ -132,9 +132,9 @@ def keep_once(store: Store, lease_epoch: int, now: float) -> int:
     """Keeps what runs of lifecycles have cost once they have ended for good; returns of how many. LeaseLost."""
     costs: dict[str, Cost] = {}
     with store.read() as session:
-        for work in lifecycle_costs.settled(session, ended_before_s=now - SETTLED_S, limit=LOOKED_AT):
+        for ended in lifecycle_costs.settled(session, ended_before_s=now - SETTLED_S, limit=LOOKED_AT):
             if len(costs) < KEPT_AT_ONCE:
-                costs |= _readable(session, work, now)
+                costs |= _readable(session, ended, now)
     if not costs:
         return 0
     with store.write() as session:
