@@ -28,7 +28,7 @@ from jobs.zaya.envs.registry import find
 from jobs.zaya.judge.pairs import PREFERENCES, manners, pairs, write_pairs
 
 ROUTER = {"experts": 16, "balancing": "adamw"}
-REASONING = "micro/reverse@3-4,micro/sort@3-4"
+REASONING = "micro/reverse@3-4,micro/sort@2-3"
 ADAPTIVE = "micro/reverse@2-8,micro/sort@2-8"
 MIXED = "math/union@2-3,code/fold@1-2"
 MANNERS = "micro/first@2-3"
@@ -56,14 +56,14 @@ class Stage:
     evaluated: str
     train: dict[str, Any] = field(default_factory=dict)
     metric: str = "pass@1"
-    problems: int = 96
+    problems: int = 48
     """held-out ones of each environment; there are as many as its span has"""
 
 
 STAGES = (
     Stage("rl-1", {"environments": REASONING}, REASONING),
     Stage("rl-2", {"environments": ADAPTIVE, "curriculum": "zyphra"}, "micro/reverse@4-6,micro/sort@4-6"),
-    Stage("rl-3", {"environments": MIXED}, MIXED, {"redraws": 0}, problems=48),
+    Stage("rl-3", {"environments": MIXED}, MIXED, {"redraws": 0}),
     Stage(
         "rl-4", {"environments": MANNERS, "judge": "proxy"}, MANNERS, {"limit": 24, "learningRate": 2e-4}, "gold", 24
     ),
