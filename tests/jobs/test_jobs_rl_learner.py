@@ -13,6 +13,7 @@ from jobs.contract import ContractError
 from jobs.zaya.config import TrainConfig
 from jobs.zaya.model.generate import Completion
 from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.rl.batches import Taken
 from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.learner import RLLearner, collate, learning_rate
 from jobs.zaya.rl.rewards import EnvironmentScorer
@@ -227,3 +228,8 @@ def test_a_completion_that_did_not_end_is_worth_nothing() -> None:
     scorer = EnvironmentScorer()
     assert scorer.worth(problem, problem.answer, ended=True).reward == 1
     assert scorer.worth(problem, problem.answer, ended=False).reward == 0
+
+
+def test_nothing_is_known_of_a_step_whose_groups_were_all_stale() -> None:
+    taken = Taken(stale=4)
+    assert all(math.isnan(value) for value in (taken.reward, taken.accuracy, taken.difficulty)) and taken.gold is None

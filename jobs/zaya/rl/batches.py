@@ -6,6 +6,7 @@ none is lost and none is drawn at another difficulty.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ from jobs.zaya.rl.sampler import Sampler, seed_of
 @dataclass
 class Taken:
     """A step's groups: `teaching` are learned from, `sampled` were completed. Counts are of groups; `staleness` is the
-    oldest one's, in optimizer steps."""
+    oldest one's, in optimizer steps. Means are nan in a step whose groups were all stale: nothing is known of it."""
 
     teaching: list[Group] = field(default_factory=list)
     sampled: list[Group] = field(default_factory=list)
@@ -37,25 +38,27 @@ class Taken:
     @property
     def reward(self) -> float:
         """The mean over all completions of the step, of groups that teach nothing too."""
-        rewards = [reward for group in self.sampled for reward in group.rewards]
-        return sum(rewards) / len(rewards) if rewards else 0.0
+        return _mean([reward for group in self.sampled for reward in group.rewards])
 
     @property
     def accuracy(self) -> float:
         """The share of completions that their environment scores 1."""
-        scores = [worth.score >= 1 for group in self.sampled for worth in group.worths]
-        return sum(scores) / len(scores) if scores else 0.0
+        return _mean([worth.score >= 1 for group in self.sampled for worth in group.worths])
 
     @property
     def difficulty(self) -> float:
         """The mean difficulty of the prompts."""
-        return sum(group.problem.difficulty for group in self.sampled) / len(self.sampled) if self.sampled else 0.0
+        return _mean([group.problem.difficulty for group in self.sampled])
 
     @property
     def gold(self) -> float | None:
         """The mean of the rubric's scores; None where there is no rubric."""
         golds = [worth.gold for group in self.sampled for worth in group.worths if worth.gold is not None]
         return sum(golds) / len(golds) if golds else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 class Batches:

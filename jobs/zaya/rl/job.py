@@ -215,14 +215,14 @@ class Job:
             "dropped_groups": taken.all_pass + taken.all_fail + taken.all_same,
             "stale_groups": taken.stale,
             "staleness": taken.staleness,
-            "route_mismatch": None if math.isnan(done.mismatch) else done.mismatch,
+            "route_mismatch": done.mismatch,
             "proxy": None if self.config.judge == "none" else taken.reward,
             "gold": taken.gold,
             "difficulty": taken.difficulty if bounds else None,
             **{f"{name}/bound": bound for name, bound in bounds.items()},
         }
         for name, value in found.items():
-            if value is not None:
+            if value is not None and not math.isnan(value):
                 self.told.setdefault(name, []).append(round(float(value), 6))
 
     @staticmethod
