@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from controlplane.services import frames
 from controlplane.store import expert_merging, expert_thinning
 from controlplane.store.expert_records import ExpertStep
 from controlplane.store.expert_thinning import DAY_S, Policy
@@ -46,6 +47,18 @@ def test_the_newest_step_is_a_table(api: Api, steps: list[ExpertStep]) -> None:
     worst = max(found["by_layer"], key=lambda row: row["cv_floor"])
     frame = api.call("GET", f"{RUN}/summary", token).json()
     assert frame["worst_layer"] == {"layer": worst["layer"], "cv_floor": worst["cv_floor"]}
+
+
+def test_a_summary_is_of_the_step_that_is_asked_for(api: Api, steps: list[ExpertStep]) -> None:
+    token = api.token(role="viewer")
+    past = api.call("GET", f"{RUN}/summary?step=200", token).json()
+    assert (past["step"], past["asked"], past["stale"]) == (200, 200, False)
+    thinned = api.call("GET", f"{RUN}/summary?step=450", token).json()
+    assert (thinned["step"], thinned["asked"]) == (448, 450), "the nearest whose counts are there"
+    none = api.call("GET", f"{RUN}/summary?step=9999", token)
+    assert none.status_code == 404 and "no record of step 9999" in none.text
+    head = frames.unpack(api.call("GET", f"{RUN}/frame", token).content)[0]
+    assert head["rules"]["expert-imbalance"] == dict(api.context.book["expert-imbalance"].thresholds)
 
 
 def test_a_step_of_the_past_knows_only_its_neighbours(api: Api, steps: list[ExpertStep]) -> None:
