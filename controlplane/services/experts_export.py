@@ -21,7 +21,7 @@ from controlplane.services.experts_derived import with_derived
 from controlplane.services.experts_matrices import Sink, matrices
 from controlplane.store import experts
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import STATISTICS
+from controlplane.store.expert_coding import STATISTICS
 from controlplane.store.expert_stretches import Stretch, Wanted, nearest_kept, stretches
 
 FORMATS = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet", "npz": "application/zip"}

@@ -50,14 +50,13 @@ def of_window(
     moving = _moved(steps, known)
     floors, effect = _floors(moving)
     seen = _judged(steps, moving, floors, effect, book, earlier)
-    last, shape = steps[-1], steps[-1].shape
-    history = np.full((shape.layers, HISTORY), np.nan, np.float32)
-    history[:, HISTORY - len(steps) :] = floors.T
-    dead = np.zeros((shape.layers, shape.slots), np.uint8)
-    dead[:, : shape.experts] = seen.judged.dead
-    with np.errstate(invalid="ignore"):
-        delta = last.bias - steps[-2].bias if len(steps) > 1 else np.full_like(last.bias, np.nan)
-    meta = {
+    return _head(seen, book), _arrays(seen, steps, floors) | _rank_load(steps[-1])
+
+
+def _head(seen: Picture, book: RuleBook | None) -> dict[str, Any]:
+    """What the frame says in words and numbers."""
+    last, shape = seen.last, seen.last.shape
+    return {
         "run": last.run_id,
         "attempt": last.attempt_no,
         "step": last.step,
@@ -76,6 +75,17 @@ def of_window(
         "tiles": experts_words.tiles(seen),
         "rules": experts_judged.thresholds(book),
     }
+
+
+def _arrays(seen: Picture, steps: Sequence[ExpertStep], floors: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """The matrices of the last step, and what is said of each layer [L]."""
+    last, shape = steps[-1], steps[-1].shape
+    history = np.full((shape.layers, HISTORY), np.nan, np.float32)
+    history[:, HISTORY - len(steps) :] = floors.T
+    dead = np.zeros((shape.layers, shape.slots), np.uint8)
+    dead[:, : shape.experts] = seen.judged.dead
+    with np.errstate(invalid="ignore"):
+        delta = last.bias - steps[-2].bias if len(steps) > 1 else np.full_like(last.bias, np.nan)
     arrays: dict[str, NDArray[Any]] = {
         "counts": last.counts,
         "bias": last.bias,
@@ -92,7 +102,7 @@ def of_window(
     }
     if seen.judged.skewed is not None:
         arrays["skewed"] = seen.judged.skewed
-    return meta, arrays | _rank_load(last)
+    return arrays
 
 
 def _rank_load(step: ExpertStep) -> dict[str, NDArray[Any]]:

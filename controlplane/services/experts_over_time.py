@@ -5,7 +5,7 @@ What one layer's experts do is views_experts.raster_frame; the newest step is ex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,13 +181,9 @@ def layers_frame(
     width = min(max(columns, 1), MAX_COLUMNS)
     starts = np.unique(np.arange(len(keep)) * width // len(keep), return_index=True)[1]
     ends = keep[np.append(starts[1:], len(keep)) - 1]
-    cv_floor = series.values["cv_floor"][:, keep]
-    means = {name: _bucket_means(series.values[name][:, keep], starts) for name in ("cv_floor", "skip_share")}
-    peak = np.where(np.isfinite(cv_floor), cv_floor, -np.inf).max(axis=0)
-    worst = np.maximum.reduceat(peak, starts)
     meta = {
         "run": run_id,
-        "layers": len(cv_floor),
+        "layers": len(series.values["cv_floor"]),
         "step": int(series.step[ends[-1]]),
         "at_s": float(series.at_s[ends[-1]]),
         "first_step": int(series.step[keep[0]]),
@@ -195,15 +191,22 @@ def layers_frame(
         "marks": marks(session, run_id, series.step[ends], series.attempt_no[ends], maxvio),
     }
     content = frames.payload(
-        {
-            **means,
-            "worst": np.where(np.isfinite(worst), worst, np.nan).astype(np.float32),
-            "middle": _median_known(means["cv_floor"]),
-            "steps": series.step[ends].astype(np.float64),
-            "at_s": series.at_s[ends],
-        }
+        _columns({name: series.values[name][:, keep] for name in ("cv_floor", "skip_share")}, starts)
+        | {"steps": series.step[ends].astype(np.float64), "at_s": series.at_s[ends]}
     )
     return frames.tag(content, meta), frames.pack("layers", meta, content)
+
+
+def _columns(values: Mapping[str, NDArray[np.float32]], starts: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+    """Of values [L, N] the means a column, and of cv_floor the worst layer's and the median one's."""
+    means = {name: _bucket_means(of_layers, starts) for name, of_layers in values.items()}
+    cv_floor = values["cv_floor"]
+    worst = np.maximum.reduceat(np.where(np.isfinite(cv_floor), cv_floor, -np.inf).max(axis=0), starts)
+    return {
+        **means,
+        "worst": np.where(np.isfinite(worst), worst, np.nan).astype(np.float32),
+        "middle": _median_known(means["cv_floor"]),
+    }
 
 
 def _bucket_means(values: NDArray[np.float32], starts: NDArray[np.intp]) -> NDArray[np.float32]:

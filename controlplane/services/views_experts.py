@@ -50,25 +50,17 @@ def summary(
     if not window:
         return None
     picture = _picture(session, window, book)
-    last, shape = picture.last, picture.last.shape
+    last = picture.last
     row = runs.get(session, run_id)
     age_s = max(0.0, now - (run.received_s if run and step is None else last.at_s))
     ended = step is None and row is not None and row.status in RUN_ENDED
     place = "" if step is None else "-past"
     return {
         "run": run_id,
-        "attempt": last.attempt_no,
-        "step": last.step,
-        "at_s": last.at_s,
+        **_of_step(last),
         "age_s": age_s,
         "stale": step is None and age_s > BLIND_AFTER_S,
         "asked": step,
-        "layers": shape.layers,
-        "experts": shape.experts,
-        "slots": shape.slots,
-        "top_k": shape.top_k,
-        "tokens": last.tokens,
-        "ranks": last.ranks,
         "simulated": bool(run and run.simulated),
         "floor_cv": number(picture.floor),
         **_distances(picture),
@@ -88,6 +80,21 @@ def summary(
         ),
         "maxvio": _maxvio(session, run_id),
         "records": experts.counted(session, run_id),
+    }
+
+
+def _of_step(last: ExpertStep) -> dict[str, Any]:
+    """Which step it is, and its sizes."""
+    return {
+        "attempt": last.attempt_no,
+        "step": last.step,
+        "at_s": last.at_s,
+        "layers": last.shape.layers,
+        "experts": last.shape.experts,
+        "slots": last.shape.slots,
+        "top_k": last.shape.top_k,
+        "tokens": last.tokens,
+        "ranks": last.ranks,
     }
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 from controlplane.store import chunks
 from controlplane.store.base import insert_many
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import merge_coded
+from controlplane.store.expert_coding import merge_coded
 from controlplane.store.experts import chunk_row, coded_row, layer_rows, shape_of
 from controlplane.store.tables import ExpertChunk, ExpertLayer
 

@@ -14,7 +14,8 @@ from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from controlplane.store.base import upsert
-from controlplane.store.expert_records import ExpertStep, encode_steps, pack_part, summed, unpack_part
+from controlplane.store.expert_coding import encode_steps, pack_part, unpack_part
+from controlplane.store.expert_records import ExpertStep, summed
 from controlplane.store.experts import Key, chunk_row, last_steps, stored_step
 from controlplane.store.tables import ExpertPart
 

@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 
 from controlplane.store.arrays import Arrays
 from controlplane.store.codec import COLUMNS
+from controlplane.store.expert_coding import decode_layer, decode_raw_layer
 from controlplane.store.expert_kept import mask
-from controlplane.store.expert_records import Float32, decode_layer, decode_raw_layer
+from controlplane.store.expert_records import Float32
 from controlplane.store.experts import FLOORS, Integers, by_ids, current, first_steps, in_force, overlapping, shape_of
 from controlplane.store.tables import ExpertChunk, ExpertLayer
 

@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 from controlplane.store.arrays import Arrays
 from controlplane.store.codec import COLUMNS
 from controlplane.store.engine import Store
+from controlplane.store.expert_coding import Coded, decode_all, decode_layer, of_layers
 from controlplane.store.expert_kept import mask, with_matrices
-from controlplane.store.expert_records import Coded, Counts, Float32, Shape, decode_all, decode_layer, of_layers
+from controlplane.store.expert_records import Counts, Float32, Shape
 from controlplane.store.experts import shape_of
 from controlplane.store.tables import ExpertChunk, ExpertLayer
 

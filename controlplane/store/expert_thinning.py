@@ -1,8 +1,9 @@
 """The thinning of old expert records: counts and biases of fewer steps the older they are, statistics of every step.
 
 What is kept whole whatever its age: the beginning of a run, and the surroundings of what happened to it (an incident of
-the run was opened, an attempt began or ended, the data mix changed). Thinning only ever takes matrices away; a step that has none left shows
-nowhere as a matrix. It is done a chunk at a time, by its level: 1 every step, 2 every 8th, 3 every 64th.
+the run was opened, an attempt began or ended, the data mix changed). Thinning only ever takes matrices away; a step
+that has none left shows nowhere as a matrix. It is done a chunk at a time, by its level: 1 every step, 2 every 8th, 3
+every 64th.
 """
 
 from __future__ import annotations

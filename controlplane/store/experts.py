@@ -19,16 +19,9 @@ from sqlalchemy.orm import Session
 from controlplane.rules.experts import trailing_design_effect
 from controlplane.store.arrays import Arrays
 from controlplane.store.codec import COLUMNS
+from controlplane.store.expert_coding import Coded, decode_all, of_layers, read_steps
 from controlplane.store.expert_kept import with_matrices
-from controlplane.store.expert_records import (
-    Coded,
-    ExpertStep,
-    Float32,
-    Shape,
-    decode_all,
-    of_layers,
-    read_steps,
-)
+from controlplane.store.expert_records import ExpertStep, Float32, Shape
 from controlplane.store.tables import ExpertChunk, ExpertLayer
 
 FLOORS = ("cv_floor", "design_effect", "spread_freedom")
@@ -292,7 +285,7 @@ def in_force(cv_floor: Float32, effects: Float32, freedom: Float32) -> Float32:
 
 
 def read_scalars(session: Session, attempt: tuple[str, int], name: str, *, limit: int) -> NDArray[np.float64]:
-    """A value a step (expert_records._PLAIN) of the first `limit` stored steps of an attempt, in order of writing."""
+    """A value a step (expert_coding._PLAIN) of the first `limit` stored steps of an attempt, in order of writing."""
     query = select(ExpertChunk.stats).where(_of(*attempt)).order_by(ExpertChunk.first_step, ExpertChunk.id)
     found: list[NDArray[Any]] = []
     for stats in session.scalars(query.limit(limit)):

@@ -12,7 +12,8 @@ from watched import Watched
 sys.path.insert(0, str(ROOT / "tests" / "dashboards"))
 
 from fake_api import CODE, World, run_row, serving
-from fake_fleet import Fleet, Training
+from fake_fleet import Fleet
+from fake_training import Training
 
 LONG = 30_000
 NEWEST = 36_910

@@ -13,7 +13,8 @@ from watched import Watched
 sys.path.insert(0, str(ROOT / "tests" / "dashboards"))
 
 from fake_api import CODE, World, run_row, serving
-from fake_fleet import HOSTILE, Fleet, Training, pack
+from fake_fleet import HOSTILE, Fleet, pack
+from fake_training import Training
 
 PAGES = {"now": "/", "fleet": "/fleet?node=sim-node-02", "experts": "/experts?layer=5"}
 LEFT, HEAD = 28, 56  # where the map's first cell stands on its canvas

@@ -12,7 +12,9 @@ from threading import Thread
 from typing import Any
 
 import uvicorn
-from fake_fleet import Fleet, Training
+from fake_experts import summary_view, table_view
+from fake_fleet import Fleet
+from fake_training import Training
 from fastapi import FastAPI, Request
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import JSONResponse, Response
@@ -58,6 +60,7 @@ def build(world: World) -> FastAPI:
     app = FastAPI()
     _add_session(app, world)
     _add_frames(app, world)
+    _add_experts(app, world)
     _add_views(app, world)
     return app
 
@@ -137,6 +140,21 @@ def no_run() -> JSONResponse:
     return problem(404, "not_found", "There is no such run.")
 
 
+def _add_experts(app: FastAPI, world: World) -> None:
+    @app.get("/api/v1/runs/{run}/experts/summary")
+    async def summary(run: str, step: int | None = None) -> Any:
+        found = world.trained(run)
+        if found is None:
+            return no_run()
+        told = world.summary if world.summary is not None and found is world.training else summary_view(found)
+        return told if step is None else {**told, "step": step}
+
+    @app.get("/api/v1/runs/{run}/experts/table")
+    async def table(run: str, step: int | None = None) -> Any:
+        found = world.trained(run)
+        return no_run() if found is None else table_view(found, step)
+
+
 def _add_views(app: FastAPI, world: World) -> None:
     @app.get("/api/v1/now")
     async def now() -> Any:
@@ -150,19 +168,6 @@ def _add_views(app: FastAPI, world: World) -> None:
     async def one_run(run: str) -> Any:
         found = [row for row in (*world.runs, *world.older) if run in (row["id"], row["name"])]
         return found[0] if found else problem(404, "not_found", "There is no such run.")
-
-    @app.get("/api/v1/runs/{run}/experts/summary")
-    async def summary(run: str, step: int | None = None) -> Any:
-        found = world.trained(run)
-        if found is None:
-            return no_run()
-        told = world.summary if world.summary is not None and found is world.training else summary_view(found)
-        return told if step is None else {**told, "step": step}
-
-    @app.get("/api/v1/runs/{run}/experts/table")
-    async def table(run: str, step: int | None = None) -> Any:
-        found = world.trained(run)
-        return no_run() if found is None else table_view(found, step)
 
     @app.get("/api/v1/nodes")
     async def nodes() -> Any:
@@ -320,73 +325,6 @@ def lost(end_s: float) -> list[dict[str, Any]]:
         for begin in (end_s - 86_400 + 900 * slot,)
         for cause, of in hours.items()
     ]
-
-
-def summary_view(training: Training) -> dict[str, Any]:
-    """The JSON tiles and sentence of the experts page."""
-
-    def tile(label: str, value: str, unit: str, context: str, level: str = "ok") -> dict[str, str]:
-        return {"label": label, "value": value, "unit": unit, "context": context, "level": level}
-
-    return {
-        "run": training.run,
-        "attempt": 2,
-        "step": training.step(),
-        "age_s": 0.8,
-        "layers": training.layers,
-        "experts": training.experts,
-        "slots": training.slots,
-        "top_k": 1,
-        "floor_cv": training.floor(),
-        "simulated": training.simulated,
-        "stale": False,
-        "sentence": {
-            "lead": "Layer 23 sends 2.1× its share to expert 7",
-            "rest": "since 300 steps. Layer 31 has 2 dead experts; layer 12 oscillates.",
-            "level": "fault",
-        },
-        "tiles": [
-            tile("worst layer", "8.2×", "floor · L31", "2 layers above 4×, 14 above 1.5×", "fault"),
-            tile("median layer", "1.23×", "floor", "CV 0.058, floor 0.047"),
-            tile("dead experts", "2", f"of {training.layers * training.experts}", "L31: 3, 11", "fault"),
-            tile("effective experts", "15.7", f"of {training.experts}", "exp(H), worst 12.9 in L31"),
-            tile("skip share", "0.01 %", "of tokens", "0.4 % in L02, expected 0", "warn"),
-            tile("oscillating", "1", "layer", "L12, period 2.6 steps", "warn"),
-            tile("no data", "1", "layer", "L09", "nodata"),
-        ],
-        "controller": [
-            {
-                "layer": layer,
-                "same_direction": 0.93 if layer == 23 else 0.55,
-                "sign_flips": 0.05 if layer == 23 else 0.42,
-                "bias_spread": 0.11 if layer == 23 else 0.01,
-                "drift": 2.4e-4 if layer == 23 else 1e-5,
-            }
-            for layer in range(training.layers)
-        ],
-    }
-
-
-def table_view(training: Training, step: int | None) -> dict[str, Any]:
-    """A row a layer with some of its figures; of layer 23 the entropy is low, of none anything is known of logits."""
-
-    def figure(value: float | None, chance: float | None) -> dict[str, float | None]:
-        return {"step": value, "window": value, "chance": chance}
-
-    rows = [
-        {
-            "layer": layer,
-            "figures": {
-                "cv_floor": figure(1.1, 1.0),
-                "gini": figure(0.031, 0.029),
-                "entropy": figure(0.93 if layer == 23 else 0.9991, 0.9992),
-                "bias_spread": {"step": 0.0123, "window": 0.0119, "chance": None},
-                "z_loss": figure(None, None),
-            },
-        }
-        for layer in range(training.layers)
-    ]
-    return {"step": training.step() if step is None else step, "facts_step": None, "by_layer": rows}
 
 
 @contextmanager

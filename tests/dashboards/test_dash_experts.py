@@ -5,11 +5,12 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import fake_api
+import fake_experts
 import httpx2
 import pytest
 from fake_api import World, run_row, serving
-from fake_fleet import HOSTILE, Fleet, Training
+from fake_fleet import HOSTILE, Fleet
+from fake_training import Training
 from pages_under_test import markup, open_page, shown
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
@@ -115,7 +116,7 @@ def test_values_that_name_nothing_read_as_the_default(world: World) -> None:
 
 
 def test_a_replay_shows_one_step_everywhere(world: World) -> None:
-    world.summary = fake_api.summary_view(world.training)
+    world.summary = fake_experts.summary_view(world.training)
     opened = page(step="36890")
     for kind in ("sentence", "tiles", "experts", "layers"):
         told = shown(opened, kind)
@@ -127,7 +128,7 @@ def test_a_replay_shows_one_step_everywhere(world: World) -> None:
 
 
 def test_a_step_beyond_the_newest_is_the_newest(world: World) -> None:
-    world.summary = fake_api.summary_view(world.training)
+    world.summary = fake_experts.summary_view(world.training)
     assert shown(page(step="99999999"), "experts")["step"] == world.summary["step"]
 
 
@@ -289,7 +290,7 @@ def test_of_a_run_that_is_not_there_shows_no_other(world: World) -> None:
 
 @pytest.mark.parametrize("layer", ["99", "-1", "x", "1e3", "²"])
 def test_an_address_that_names_nothing_falls_back(world: World, layer: str) -> None:
-    world.summary = {**fake_api.summary_view(world.training), "worst_layer": {"layer": 3}}
+    world.summary = {**fake_experts.summary_view(world.training), "worst_layer": {"layer": 3}}
     assert "<h2>Layer 3</h2>" in markup(page(layer=layer, expert=layer))
 
 

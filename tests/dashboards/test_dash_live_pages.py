@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import fake_api
 import pytest
 from fake_api import World, incident_row, run_row, serving
-from fake_fleet import HOSTILE, Fleet, Training
+from fake_fleet import HOSTILE, Fleet
+from fake_training import Training
 from pages_under_test import labels, markup, open_page
 from streamlit.testing.v1 import AppTest
 

@@ -13,7 +13,8 @@ from controlplane.services import expert_windows, views_experts, views_incidents
 from controlplane.services.live import Live
 from controlplane.store import experts, steps
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import ExpertStep, Shape, encode_steps
+from controlplane.store.expert_coding import encode_steps
+from controlplane.store.expert_records import ExpertStep, Shape
 from controlplane.store.tables import Checkpoint
 from tests.incidents.serving import BOOK, Server, add_attempt, change_attempt, fault, start_run
 

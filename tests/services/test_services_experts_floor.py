@@ -8,7 +8,8 @@ import pytest
 from controlplane.services import experts_frame
 from controlplane.store import expert_raster, experts
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import ExpertStep, Shape, encode_steps, summed
+from controlplane.store.expert_coding import encode_steps
+from controlplane.store.expert_records import ExpertStep, Shape, summed
 
 SHAPE, RANKS, TOKENS, RUN = Shape(2, 8, 8, 1), 8, 2048, 4
 

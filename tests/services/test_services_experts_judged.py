@@ -17,7 +17,8 @@ from controlplane.services import expert_windows, experts_frame, experts_judged,
 from controlplane.services.live import Live
 from controlplane.store import experts
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import ExpertStep, Shape, encode_steps, summed
+from controlplane.store.expert_coding import encode_steps
+from controlplane.store.expert_records import ExpertStep, Shape, summed
 from controlplane.store.watch import LiveAttempt
 
 BOOK = book.load()

@@ -13,15 +13,8 @@ from agents.probe.ring import RingMeta
 from agents.readings import ExpertRecord
 from controlplane.rules.experts import design_effect
 from controlplane.store import arrays
-from controlplane.store.expert_records import (
-    ExpertStep,
-    decode_all,
-    encode_steps,
-    pack_part,
-    read_steps,
-    summed,
-    unpack_part,
-)
+from controlplane.store.expert_coding import decode_all, encode_steps, pack_part, read_steps, unpack_part
+from controlplane.store.expert_records import ExpertStep, summed
 
 LAYERS, EXPERTS, RANKS = 3, 8, 8
 META = RingMeta("run", 1, 1, 0, RANKS, LAYERS, EXPERTS, EXPERTS, 1, 1)

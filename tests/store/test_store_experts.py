@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from controlplane.rules.experts import layer_statistics
-from controlplane.store import expert_merging, expert_raster, expert_records, experts, steps
+from controlplane.store import expert_coding, expert_merging, expert_raster, expert_records, experts, steps
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import ExpertStep, Shape, encode_steps, merge_coded
+from controlplane.store.expert_coding import encode_steps, merge_coded
+from controlplane.store.expert_records import ExpertStep, Shape
 from tests.services.batches import step_record
 
 SHAPE = Shape(3, 5, 4, 1)
@@ -58,7 +59,7 @@ def test_counts_and_biases_come_back_bit_by_bit(counts: expert_records.Counts, b
     merged, kept = merge_coded(parts)
     assert kept == 6
     for coded, begin, end in ((parts[1][1], 2, 6), (merged, 0, 6)):
-        back_counts, back_bias = expert_records.decode_all(shape, coded, end - begin)
+        back_counts, back_bias = expert_coding.decode_all(shape, coded, end - begin)
         assert np.array_equal(back_counts, counts[begin:end])
         known = ~np.isnan(bias[begin:end])
         assert np.array_equal(np.isnan(back_bias), ~known)
