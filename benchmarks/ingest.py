@@ -28,7 +28,8 @@ from controlplane.services.ingest import Ingest
 from controlplane.services.live import Live
 from controlplane.store import expert_merging, expert_raster, experts, telemetry
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import ExpertStep, Shape, encode_steps
+from controlplane.store.expert_coding import encode_steps
+from controlplane.store.expert_records import ExpertStep, Shape
 from controlplane.store.tables import TelemetryChunk
 
 NODES, SECONDS = 64, 10

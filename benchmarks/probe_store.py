@@ -24,7 +24,8 @@ from controlplane.services.live import Live
 from controlplane.store import arrays, expert_merging, expert_raster, expert_thinning, experts
 from controlplane.store.base import insert_many
 from controlplane.store.engine import Store
-from controlplane.store.expert_records import Coded, ExpertStep, Shape, encode_steps, merge_coded
+from controlplane.store.expert_coding import Coded, encode_steps, merge_coded
+from controlplane.store.expert_records import ExpertStep, Shape
 from controlplane.store.tables import ExpertLayer
 
 SHAPES = (Shape(40, 17, 16, 1), Shape(58, 256, 256, 8))
