@@ -5,24 +5,26 @@ through only the system calls of pure computing: no file can be opened, no socke
 no signal sent, no limit raised. Every other call fails with EPERM, calls that a newer kernel adds included. It checks
 that the filter holds before it says that it is ready, and runs nothing where it does not.
 
-Started by path with the bare interpreter, so it imports nothing of ours. The outer half, `jobs/zaya/sandbox/outer.py`,
-holds the clock and the caps on output, and knows the answers; none of them comes in here.
+Started by path with the bare interpreter, so it imports nothing of ours, and little else: each module here is paid for
+by each candidate (json, traceback, platform and typing are half of a start). The outer half,
+`jobs/zaya/sandbox/outer.py`, holds the clock and the caps on output, and knows the answers; none of them comes in here.
 """
 
 from __future__ import annotations
 
+import _json  # the C half of json, which itself loads re, enum and collections
 import ctypes
 import errno
-import importlib
 import io
-import json
+import marshal
 import os
-import platform
 import resource
 import struct
 import sys
-import traceback
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _SET_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2
 _ALLOW, _KILL_PROCESS, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
@@ -76,7 +78,7 @@ def _lock_in() -> None:
     """Installs the filter and tries it; Refused where it cannot be installed or does not hold."""
     if sys.platform != "linux":
         raise Refused(f"seccomp is Linux's, this is {sys.platform}")
-    code = program(platform.machine())
+    code = program(os.uname().machine)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
     if libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
@@ -95,52 +97,68 @@ def _lock_in() -> None:
 
 
 def _said(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(error)).strip()[:500]
-
-
-def _result(function: Any, arguments: list[Any]) -> dict[str, Any]:
-    """What one call gave: JSON's own types, or the error in its place."""
+    """`ZeroDivisionError: division by zero`; a candidate's own class may not even be able to say what it is."""
+    kind = type(error).__name__
     try:
-        value = function(*arguments)
-        return {"value": json.loads(json.dumps(value))}
+        words = str(error)
+    except BaseException:
+        return kind
+    return f"{kind}: {words}"[:500] if words else kind
+
+
+def _refuse_value(value: object) -> object:
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _json_of(value: Any) -> str:
+    """As json.dumps says it."""
+    encode = _json.make_encoder({}, _refuse_value, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)
+    return "".join(encode(value, 0))
+
+
+def _result(function: Any, arguments: list[Any]) -> str:
+    """What one call gave, as JSON: its value, or the error in its place."""
+    try:
+        return f'{{"value": {_json_of(function(*arguments))}}}'
     except BaseException as error:  # SystemExit too: a candidate's exit is its answer to this call
-        return {"error": _said(error)}
+        return _json_of({"error": _said(error)})
 
 
-def _run(request: dict[str, Any]) -> dict[str, Any]:
+def _run(request: dict[str, Any]) -> str:
+    """The outcome, as JSON."""
     name = "__main__" if request["function"] is None else "candidate"
     space: dict[str, Any] = {"__name__": name}
     try:
         exec(compile(request["source"], "<candidate>", "exec"), space)  # noqa: S102  this is what the sandbox is for
     except SystemExit:
         if request["function"] is not None:
-            return {"error": "the candidate exits"}
+            return _json_of({"error": "the candidate exits"})
     except BaseException as error:
-        return {"error": _said(error)}
+        return _json_of({"error": _said(error)})
     if request["function"] is None:
-        return {"results": []}
+        return '{"results": []}'
     function = space.get(request["function"])
     if not callable(function):
-        return {"error": f"the candidate defines no function {request['function']!r}"}
-    return {"results": [_result(function, arguments) for arguments in request["calls"]]}
+        return _json_of({"error": f"the candidate defines no function {request['function']!r}"})
+    return f'{{"results": [{", ".join(_result(function, arguments) for arguments in request["calls"])}]}}'
 
 
 def main() -> None:
     """Reads the request from stdin; writes two lines of JSON to the descriptor named on the command line."""
     out = int(sys.argv[1])
-    request = json.loads(sys.stdin.buffer.read())
+    request = marshal.loads(sys.stdin.buffer.read())  # our own outer half has written it
     os.close(0)
     sys.stdin = io.StringIO(request["stdin"])
     for name in request["modules"]:
-        importlib.import_module(name)
+        __import__(name)
     try:
         _limit(request["limits"])
         _lock_in()
     except (Refused, OSError, ValueError) as error:
-        os.write(out, json.dumps({"refused": str(error)}).encode() + b"\n")
+        os.write(out, _json_of({"refused": str(error)}).encode() + b"\n")
         return
     os.write(out, b'{"ready": true}\n')
-    found = json.dumps(_run(request)).encode()
+    found = _run(request).encode()
     try:
         sys.stdout.flush()
     finally:

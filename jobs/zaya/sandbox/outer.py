@@ -12,6 +12,7 @@ where the candidate could read it. Not kept out: what the CPU leaks through timi
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import re
 import selectors
@@ -135,7 +136,7 @@ def _once(request: dict[str, Any], limits: Limits) -> Outcome:
     """Runs a request in a process of its own. ContractError where it is refused; NotReadyError."""
     reading, writing = os.pipe()
     with tempfile.TemporaryFile() as handed, os.fdopen(reading, "rb", buffering=0) as results:
-        handed.write(json.dumps(request).encode())
+        handed.write(marshal.dumps(request))
         handed.seek(0)
         try:
             process = _start(handed.fileno(), writing)
