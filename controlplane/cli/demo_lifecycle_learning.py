@@ -1,5 +1,6 @@
-"""What reinforcement learning taught, on held-out problems: a stage's end beside its start, the fine-tuned model and
-the best constant answer, with the standard error that the claim is held to.
+"""What reinforcement learning taught, on held-out problems: a stage's end beside its start, the checkpoint from which
+reinforcement learning on these environments began, the fine-tuned model and the best constant answer, with the standard
+error that the claim is held to.
 
 Pure over a lifecycle that the API tells. A stage is compared on the environments that it learned from; that evaluations
 ask the same problems is the plan's part (tests/cli/test_cli_demo_lifecycle.py holds it to that). Gold scores are not
@@ -41,10 +42,12 @@ def _learned_from(told: Json, name: str) -> set[str]:
 
 
 def compared(told: Json, stage: Json) -> Json | None:
-    """Accuracy at the end of an RL stage beside that of the checkpoint that it started from and of the first stage that
-    was asked the same; None where nobody else was, or the stage has no evaluation.
+    """Accuracy at the end of an RL stage beside three others'; None where nobody else was asked the same, or the stage
+    has no evaluation.
 
-    `se` is the standard error of `after` less `fine_tuned`; the same problems are asked, so that only sampling differs.
+    `before` is of the checkpoint that the stage started from, `untaught` of the one that the first stage of RL on one
+    of these environments started from (where that is not known, as `fine_tuned`), `fine_tuned` of the first stage that
+    was asked. `se` is the standard error of `after` less `untaught`; the same problems are asked, so only sampling differs.
     """
     own, stages = held_out(stage), told["stages"]
     if own is None or stage["role"] != "train":
@@ -53,7 +56,6 @@ def compared(told: Json, stage: Json) -> Json | None:
     names = [name for name in own["environments"] if name in learned_from]
     if not names:
         return None
-    init = (stage["init"] or {}).get("hash")
     earlier = []
     for one in stages[: [one["name"] for one in stages].index(stage["name"])]:
         found = held_out(one)
@@ -61,15 +63,23 @@ def compared(told: Json, stage: Json) -> Json | None:
             earlier.append((one, found["environments"]))
     if not earlier:
         return None
-    start = next((found for one, found in earlier if one["candidate"] and one["candidate"]["hash"] == init), None)
+    measured: dict[str, Json] = {one["candidate"]["hash"]: found for one, found in earlier if one["candidate"]}
+    teaching = next(one for one in stages if _learned_from(told, one["name"]) & set(names))
+    tuned: Json = earlier[0][1]
+    start, untaught = measured.get(_init_of(stage)), measured.get(_init_of(teaching), tuned)
     return {
         "environments": names,
-        "fine_tuned": _mean(earlier[0][1], names),
+        "fine_tuned": _mean(tuned, names),
+        "untaught": _mean(untaught, names),
         "before": None if start is None else _mean(start, names),
         "after": _mean(own["environments"], names),
-        "se": math.hypot(_se(earlier[0][1], names), _se(own["environments"], names)),
+        "se": math.hypot(_se(untaught, names), _se(own["environments"], names)),
         "constant_baseline": fmean(own["environments"][name]["constant_baseline"] for name in names),
     }
+
+
+def _init_of(stage: Json) -> str:
+    return str((stage["init"] or {}).get("hash") or "")
 
 
 def _mean(found: Json, names: Sequence[str]) -> float:
@@ -82,8 +92,9 @@ def _se(found: Json, names: Sequence[str]) -> float:
 
 
 def rose(learning: Json) -> bool:
-    """Whether the end is above the fine-tuned model and above the best constant answer, each by TOLERANCE."""
-    least = max(learning["fine_tuned"], learning["constant_baseline"]) + TOLERANCE * learning["se"]
+    """Whether the end is above where RL on these environments began and above the best constant answer, each by
+    TOLERANCE."""
+    least = max(learning["untaught"], learning["constant_baseline"]) + TOLERANCE * learning["se"]
     return bool(learning["after"] > least)
 
 

@@ -209,7 +209,7 @@ def _spike_left(outcome: Json) -> bool:
 def _raised(stage: str) -> tuple[str, tuple[str, ...], Callable[[Json], bool]]:
     """The check that a stage of reinforcement learning has raised accuracy."""
     words = (
-        f"{stage} ended {TOLERANCE:g} standard errors above the fine-tuned model and the best constant answer, "
+        f"{stage} ended {TOLERANCE:g} standard errors above where its learning began and the best constant answer, "
         "on held-out problems"
     )
     return words, ("sft", stage), lambda outcome: rose(_by(outcome, stage)["learning"])

@@ -24,7 +24,7 @@ def stage(name: str, at: int, **more: Any) -> Json:
 
 
 def whole() -> Json:
-    learning = {"fine_tuned": 0.2, "before": 0.2, "after": 0.3, "se": 0.02, "constant_baseline": 0.05}
+    learning = {"fine_tuned": 0.2, "untaught": 0.2, "before": 0.2, "after": 0.3, "se": 0.02, "constant_baseline": 0.05}
     resumed = {"resume_step": 30, "manifest_step": 30, "first_step_after_restart": 31}
     stages = [
         stage("pretrain", 0, **resumed),
@@ -127,11 +127,16 @@ def test_a_stage_is_compared_with_its_start_and_the_fine_tuned_model_on_its_own_
     assert compared(lifecycle, stages[0]) is None and compared(lifecycle, stages[4]) is None
     one, two, three = (compared(lifecycle, stage) for stage in stages[1:4])
     assert one is not None and two is not None and three is not None
-    assert (one["fine_tuned"], one["before"], one["after"]) == (0.2, 0.2, 0.3)
+    assert (one["fine_tuned"], one["untaught"], one["before"], one["after"]) == (0.2, 0.2, 0.2, 0.3)
     assert (two["environments"], two["before"], two["after"]) == (["micro/sort"], 0.3, 0.4), (
         "not what it was asked more"
     )
+    assert two["untaught"] == 0.2, "rl-1 has begun to teach sorting"
     assert (three["before"], three["fine_tuned"]) == (None, pytest.approx(0.65)), "rl-2 was not asked micro/copy"
+    assert three["untaught"] == pytest.approx(0.65)
+    stages[2]["runs"][1]["metrics"].update(told("", "", "", add=0.3, copy=0.5)["runs"][1]["metrics"])
+    three = compared(lifecycle, stages[3])
+    assert three is not None and three["untaught"] == three["before"] == pytest.approx(0.4), "its own start"
     assert three["after"] == pytest.approx(0.75) and three["constant_baseline"] == pytest.approx(0.1)
     assert one["se"] == pytest.approx(0.03 * 2**0.5) and three["se"] == pytest.approx(0.03)
     found = held_out(stages[1])
@@ -139,13 +144,13 @@ def test_a_stage_is_compared_with_its_start_and_the_fine_tuned_model_on_its_own_
 
 
 @pytest.mark.parametrize(
-    ("after", "fine_tuned", "baseline", "right"),
+    ("after", "untaught", "baseline", "right"),
     [(0.31, 0.2, 0.05, True), (0.29, 0.2, 0.05, False), (0.31, 0.2, 0.25, False), (0.19, 0.2, 0.05, False)],
 )
 def test_a_rise_is_two_standard_errors_above_the_better_of_both(
-    after: float, fine_tuned: float, baseline: float, right: bool
+    after: float, untaught: float, baseline: float, right: bool
 ) -> None:
-    learning = {"after": after, "fine_tuned": fine_tuned, "constant_baseline": baseline, "se": 0.05}
+    learning = {"after": after, "untaught": untaught, "fine_tuned": 0.9, "constant_baseline": baseline, "se": 0.05}
     assert rose(learning) is right
     row = {"stage": "rl-2", "learning": learning | {"before": 0.1}, "difficulty": {"first": 2.0, "last": 3.5}}
     assert "2.0 → 3.5" in line_of(row) and f"→ {after:.3f}" in line_of(row)
