@@ -47,7 +47,8 @@ def compared(told: Json, stage: Json) -> Json | None:
 
     `before` is of the checkpoint that the stage started from, `untaught` of the one that the first stage of RL on one
     of these environments started from (where that is not known, as `fine_tuned`), `fine_tuned` of the first stage that
-    was asked. `se` is the standard error of `after` less `untaught`; the same problems are asked, so only sampling differs.
+    was asked. `se` is the standard error of `after` less `untaught`; the same problems are asked, so only sampling
+    differs.
     """
     own, stages = held_out(stage), told["stages"]
     if own is None or stage["role"] != "train":
