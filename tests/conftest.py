@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     )
     if wanted and find_programs() is None and not os.environ.get("TRIMTAB_ALLOW_SKIPS"):
         pytest.exit(MISSING, returncode=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_path() -> Iterator[None]:
+    """The search path as a module's tests found it: an agent puts AMD's binding there, with which Ray does not load."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

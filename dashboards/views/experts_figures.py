@@ -62,7 +62,7 @@ def section(run_id: str, layer: int, step: int | None = None) -> None:
         return
     faint = "r = load ÷ mean load; beside each what chance makes of even routing"
     theme.section("Figures", faint, f"layer {layer}, step {words.number(told.get('step'))}")
-    st.html(table(figures))
+    st.html(f'<div class="tt-scroll">{table(figures)}</div>')
     facts = told.get("facts_step")
     late = f" Router facts are of step {words.number(facts)}." if facts not in (None, told.get("step")) else ""
     st.html(f'<p class="tt-faint tt-small">Formulas and sources: docs/experts.md.{late}</p>')

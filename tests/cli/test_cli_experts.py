@@ -151,7 +151,13 @@ def test_top_shows_the_worst_layers_of_all_runs_first(ask: Ask, api: Api) -> Non
 
 def test_top_goes_on_until_it_is_interrupted(api: Api) -> None:
     env = {**os.environ, "TRIMTAB_URL": api.url, "TRIMTAB_TOKEN": api.token(role="viewer"), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen([*TRIMTAB, "experts", "top", "run-2"], stdout=subprocess.PIPE, text=True, env=env) as shown:
+    with subprocess.Popen(
+        [*TRIMTAB, "experts", "top", "run-2"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell runs the tests aside
+    ) as shown:
         assert shown.stdout is not None
         heads = 0
         while heads < 2:
