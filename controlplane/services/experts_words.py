@@ -105,7 +105,13 @@ def _uneven_words(seen: Picture) -> list[str]:
     expert = int(share.argmax())
     words = [f"Layer {layer} sends {share[expert] * len(share):.1f}× its share to expert {expert}."]
     steps = f"Over {judged.steps} steps its CV is {judged.lasting.cv[layer]:.2f}"
-    words.append(f"{steps}, and the steps lie at {times(float(judged.floors[layer]))} the sampling floor.")
+    floors = float(judged.floors[layer])
+    far = (
+        f"the steps lie at {times(floors)} the sampling floor"
+        if np.isfinite(floors)
+        else "its experts get too few tokens for a sampling floor"
+    )
+    words.append(f"{steps}, and {far}.")
     more = int(np.count_nonzero(judged.uneven)) - 1
     return [*words, f"{_count(more, 'more layer')} {'is' if more == 1 else 'are'} uneven."] if more else words
 
