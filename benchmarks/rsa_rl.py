@@ -82,13 +82,4 @@ def reinforced(model: ZayaForCausalLM, shapes: ModelConfig, config: RLConfig, sc
 
 def _task(sampler: Sampler, config: RLConfig, number: int) -> Task:
     asked = [sampler.draw(number, slot) for slot in range(config.prompts)]
-    return Task(
-        asked,
-        seed_of(config.seed, number),
-        config.samples,
-        config.limit,
-        config.temperature,
-        config.candidates,
-        config.tail,
-        config.length,
-    )
+    return Task.of(config, asked, seed_of(config.seed, number))

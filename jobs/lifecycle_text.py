@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.parsing import Problem
+from jobs.workloads import EVALUATE, RELEASE, module_of
 
-ROLES = {"jobs.zaya.release": "release", "jobs.zaya.evaluate": "evaluate"}
+ROLES = {RELEASE: "release", EVALUATE: "evaluate"}
 """By the module that a stage's command runs: its role where the text names none; train otherwise."""
 Map = dict[str, Any]
 
@@ -57,9 +58,7 @@ def _stage(given: Map, defaults: Map, before: object) -> Map:
 
 def role_of(job: object) -> str:
     """The role of a stage by its job's command."""
-    command = job.get("command") if isinstance(job, dict) else None
-    words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
-    return next((ROLES[word] for word in words if word in ROLES), "train")
+    return ROLES.get(module_of(job), "train")
 
 
 def _jobs(stage: Map) -> Iterator[tuple[Map, str, Map]]:

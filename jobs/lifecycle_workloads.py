@@ -11,26 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.parsing import Problem
+from jobs.workloads import EVALUATE, PREPARE, RELEASE, RL, TRAIN, module_of
 from jobs.zaya.config import shape_of
+from jobs.zaya.evaluation_config import EvaluationConfig
 
 Map = Mapping[str, Any]
-TRAIN, RL, PREPARE = "jobs.zaya.train", "jobs.zaya.rl", "jobs.zaya.prepare"
-EVALUATE, RELEASE = "jobs.zaya.evaluate", "jobs.zaya.release"
 _OF_TEXT = ("loss", "code_loss", "max_vio")
 _OF_PROBLEMS = (
     *("pass@1", "pass@1_se", "maj", "rsa", "ended", "constant_baseline"),
     *("tokens_per_problem", "plain_tokens_per_problem", "problems"),
 )
 _OF_A_RELEASE = ("loads", "logit_difference", "greedy_equal", "tokens_equal", "parameters")
-_WINDOWS = 16
-"""of text, where an evaluation does not say; its own default"""
-
-
-def module_of(job: object) -> str:
-    """The module of the reference workload that a job runs; "" for another command."""
-    command = job.get("command") if isinstance(job, dict) else None
-    words = command if isinstance(command, list) else []
-    return next((word for word in words if word in (TRAIN, RL, PREPARE, EVALUATE, RELEASE)), "")
 
 
 def metrics_of(job: object) -> frozenset[str] | None:
@@ -41,7 +32,7 @@ def metrics_of(job: object) -> frozenset[str] | None:
     if module != EVALUATE:
         return None
     data = _map(job, "data")
-    found = list(_OF_TEXT) if data.get("windows", _WINDOWS) else []
+    found = list(_OF_TEXT) if data.get("windows", EvaluationConfig.windows) else []
     if data.get("environments") or data.get("sets"):
         judge = data.get("judge")
         found += [*_OF_PROBLEMS, *(["gold"] * (judge in ("gold", "proxy"))), *(["proxy"] * (judge == "proxy"))]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
-from jobs import commands
+from jobs import commands, workloads
 from jobs.layouts import registry as layouts
 from jobs.manifest import ContractError
 from jobs.meters import registry as meters
@@ -29,15 +29,13 @@ __all__ = ["Part", "Problem", "SpecError"]
 
 API_VERSION = "trimtab/v1"
 WORKLOADS: Mapping[str, Callable[[Mapping[str, Mapping[str, Any]]], list[tuple[str, str]]]] = {
-    "jobs.zaya.train": zaya.problems,
-    "jobs.zaya.rl": rl.problems,
-    "jobs.zaya.evaluate": evaluation.evaluate_problems,
-    "jobs.zaya.prepare": evaluation.prepare_problems,
-    "jobs.zaya.release": evaluation.release_problems,
+    workloads.TRAIN: zaya.problems,
+    workloads.RL: rl.problems,
+    workloads.EVALUATE: evaluation.evaluate_problems,
+    workloads.PREPARE: evaluation.prepare_problems,
+    workloads.RELEASE: evaluation.release_problems,
 }
 """By the module that a command runs: what its trainer would refuse of the maps train, router and data."""
-ALONE = ("jobs.zaya.rl", "jobs.zaya.evaluate", "jobs.zaya.prepare", "jobs.zaya.release")
-"""The workloads that are one process; on a RayJob reinforcement learning is too, and the nodes are its actors'."""
 TEMPLATES = Path(__file__).parent / "lifecycles"
 PRESETS = Path(__file__).parent / "presets"
 """Jobs for trainers that are not ours, to be filled in: a command's paths and sizes are examples."""
@@ -179,15 +177,15 @@ def of_workload(found: Mapping[str, Any]) -> list[Problem]:
     maps = {name: body[name] for name in ("train", "router", "data") if isinstance(body.get(name), dict)}
     judges = [WORKLOADS[word] for word in command if isinstance(word, str) and word in WORKLOADS]
     refused = [Problem(path, message) for judge in judges for path, message in judge(maps)]
-    return refused + _of_one_process(body, command)
+    return refused + _of_one_process(body)
 
 
-def _of_one_process(body: Mapping[str, Any], command: list[Any]) -> list[Problem]:
+def _of_one_process(body: Mapping[str, Any]) -> list[Problem]:
     """Nodes and ranks that would each start the whole work again, into the same directory."""
-    alone = next((word for word in command if word in ALONE), None)
+    alone = workloads.module_of(body)
     resources, placing = body.get("resources"), body.get("kubernetes")
     on_ray = isinstance(placing, dict) and placing.get("ray") is True
-    if alone is None or not isinstance(resources, dict) or (alone == "jobs.zaya.rl" and on_ray):
+    if alone not in workloads.ALONE or not isinstance(resources, dict) or (alone == workloads.RL and on_ray):
         return []
     return [
         Problem(f"resources.{word}", f"{alone} is one process: must be 1 in its job, not {resources[word]}")

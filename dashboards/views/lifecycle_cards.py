@@ -24,7 +24,7 @@ COST_PARTS = (("productive", "train"), ("lost", "hang"), ("queued", "queue"))
 RUN_HEADS = (
     ("run", ""),
     ("for", "tt-muted"),
-    ("state", ""),
+    ("state", "tt-nowrap"),
     ("progress", "tt-nowrap"),
     ("attempt", "tt-num"),
     ("found", "tt-muted"),

@@ -26,7 +26,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 LIMIT = 100
 HEADS = (
     ("name", ""),
-    ("state", ""),
+    ("state", "tt-nowrap"),
     ("stages", "tt-nowrap"),
     ("stage under way", ""),
     ("progress", "tt-nowrap"),

@@ -93,6 +93,12 @@ def passes(source: str, data: Mapping[str, Any]) -> bool:
     return all(not call.error and same(call.value, wanted) for call, wanted in pairs)
 
 
+def _score(wrap: Callable[[str], str], problem: Problem, answer: str) -> float:
+    """The reference's own text is right without being run."""
+    code = code_in(answer)
+    return float(code == problem.answer or (bool(code) and passes(wrap(code), problem.data)))
+
+
 @dataclass(frozen=True)
 class MicroCode:
     """Functions of one whole number: `f(x) = x plus 3 times 2` is worked from left to right."""
@@ -133,8 +139,7 @@ class MicroCode:
 
     def score(self, problem: Problem, answer: str) -> float:
         """ContractError only where there is no sandbox or the problem has no tests; never for an answer."""
-        code = code_in(answer)
-        return float(code == problem.answer or (bool(code) and passes(self.wrap(code), problem.data)))
+        return _score(self.wrap, problem, answer)
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,7 @@ class Fold:
 
     def score(self, problem: Problem, answer: str) -> float:
         """ContractError only where there is no sandbox or the problem has no tests; never for an answer."""
-        code = code_in(answer)
-        return float(code == problem.answer or (bool(code) and passes(self.wrap(code), problem.data)))
+        return _score(self.wrap, problem, answer)
 
     @staticmethod
     def wrap(answer: str) -> str:

@@ -120,16 +120,7 @@ class Batches:
         config = self.config
         size = -(-len(asked) // config.rollouts)
         return [
-            Task(
-                asked[begin : begin + size],
-                seed_of(config.seed, index, again, begin),
-                config.samples,
-                config.limit,
-                config.temperature,
-                config.candidates,
-                config.tail,
-                config.length,
-            )
+            Task.of(config, asked[begin : begin + size], seed_of(config.seed, index, again, begin))
             for begin in range(0, len(asked), size)
         ]
 

@@ -17,6 +17,7 @@ from jobs.zaya.config import ModelConfig
 from jobs.zaya.envs.base import Problem
 from jobs.zaya.model.generate import Completion, generate
 from jobs.zaya.model.network import ZayaForCausalLM
+from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.rewards import Scorer, Worth
 from jobs.zaya.tokens import decode, prompt
 
@@ -55,6 +56,12 @@ class Task:
     candidates: int
     tail: int
     length: int
+
+    @classmethod
+    def of(cls, config: RLConfig, asked: Sequence[Asked], seed: int) -> Task:
+        """Prompts to complete as a stage is configured."""
+        numbers = (config.samples, config.limit, config.temperature, config.candidates, config.tail, config.length)
+        return cls(asked, seed, *numbers)
 
 
 @dataclass(frozen=True)
