@@ -27,9 +27,9 @@ def pytest_ignore_collect(collection_path: object) -> bool | None:
     return True if "test_frameworks_" in name and f"test_frameworks_{group}" not in name else None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group with only this process in it."""
+    """A process group with only this process in it, for one test: the next may want another."""
     import torch.distributed as dist
 
     place = tmp_path_factory.mktemp("group") / "store"

@@ -39,7 +39,7 @@ moe_utils.te_general_gemm = None
 FINALIZE: Any = sys.modules["megatron.core.distributed.finalize_model_grads"]  # the package has a function of this name
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def parallel(group_of_one: None) -> Iterator[None]:
     parallel_state.initialize_model_parallel()
     yield
