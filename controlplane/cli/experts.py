@@ -217,7 +217,7 @@ def export(
     layers: Annotated[str | None, typer.Option(help="as in 0-5,9; all if not given")] = None,
     first: Annotated[int | None, typer.Option("--from", help="first step")] = None,
     last: Annotated[int | None, typer.Option("--to", help="last step")] = None,
-    output: Annotated[str, typer.Option("-o", "--output", help="the file, - for stdout; named by run if empty")] = "",
+    output: Annotated[str, typer.Option("-o", "--output", help="the file or its folder, - for stdout")] = "",
 ) -> None:
     """A run's expert records as a file; prints its name.
 
@@ -233,6 +233,8 @@ def export(
             sys.stdout.buffer.flush()
             return
         path = Path(output or sent.name)
+        if path.is_dir():
+            path /= sent.name
         try:
             _write(sent, path)
         except OSError as error:

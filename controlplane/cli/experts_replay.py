@@ -43,7 +43,7 @@ def replay_command(
 ) -> None:
     """Other balancing controllers over a run's records: the balance that each is predicted to give."""
     try:
-        content = Path(run).read_bytes() if run.endswith(".npz") and Path(run).is_file() else _fetched(run)
+        content = Path(run).read_bytes() if run.endswith(".npz") and Path(run).is_file() else _fetched(run, steps)
         found = np.load(io.BytesIO(content))
         record = _record(found, steps, top_k)
         response = fit_response(record, design if design is not None else _design(found, steps))
@@ -61,9 +61,11 @@ def replay_command(
     show(rows, _COLUMNS, output, name="label")
 
 
-def _fetched(run: str) -> bytes:
-    """The run's matrices from the server."""
-    with connect().download(f"runs/{run}/experts/export", format="npz", what="loads") as sent:
+def _fetched(run: str, steps: int) -> bytes:
+    """The matrices of the run's last `steps` steps and of the one before them from the server."""
+    client = connect()
+    first = client.get(f"runs/{run}/experts/table")["step"] - steps
+    with client.download(f"runs/{run}/experts/export", **{"format": "npz", "what": "loads", "from": first}) as sent:
         return b"".join(sent.pieces)
 
 

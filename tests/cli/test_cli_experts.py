@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -175,9 +176,12 @@ def test_export_writes_a_whole_file_and_says_which(ask: Ask, tmp_path: Path) -> 
     assert [int(row["step"]) for row in rows[::10]] == list(range(690, 696))
     assert ask("export", "run-1", "--format", "npz", "-o", "some.npz")[1] == "some.npz\n"
     assert np.load("some.npz")["counts"].shape[1:] == (3, 5)
+    (tmp_path / "folder").mkdir()
+    assert ask("export", "run-1", "--to", "1", "-o", "folder")[1] == "folder/run-1-experts-loads.csv\n"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["run-1-experts-loads.csv"]
     straight = ask("export", "run-1", "--what", "layers", "--to", "1", "-o", "-")[1].splitlines()
     assert straight[0].startswith("run,attempt,step,at,layer,ranks,tokens,maxvio") and len(straight) == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-1-experts-loads.csv", "some.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "run-1-experts-loads.csv", "some.npz"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +219,14 @@ def test_a_run_of_the_server_is_replayed_by_the_same_matrices(ask: Ask) -> None:
     code, out, err = ask("replay", "run-2")
     assert (code, out) == (output.EXIT.USAGE, "")
     assert "run-2 cannot be replayed: 20 steps are too few" in err or "19 steps are too few" in err
+
+
+def test_a_replay_fetches_the_steps_that_it_looks_at_and_no_others(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[bytes] = []
+    whole = experts_replay._fetched
+    monkeypatch.setattr(experts_replay, "_fetched", lambda run, steps: fetched.append(whole(run, steps)) or fetched[-1])
+    ask("replay", "run-1", "--steps", "64")
+    assert np.load(io.BytesIO(fetched[0]))["step"].tolist() == list(range(635, 700))
 
 
 def test_the_servers_loop_thins_by_its_settings(tmp_path: Path) -> None:
