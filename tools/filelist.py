@@ -1,4 +1,4 @@
-"""Writes README.md's list of files: one line each, the first sentence of the file's own docstring. `make readme`.
+"""Writes README.md's list of files: a line each, the first sentence of its own docstring or comment. `make docs`.
 
 A test compares the list with the tree, so that a new file without a purpose is seen at once.
 """
@@ -8,16 +8,24 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("agents", "jobs", "controlplane", "dashboards", "migrations", "benchmarks", "tools")
+KINDS = {".py": "", ".js": "//", ".toml": "#", ".yaml": "#"}
+"""What is listed, by what begins a comment there; Python has docstrings"""
 BEGIN, END = "<!-- files: written by tools/filelist.py -->", "<!-- end of files -->"
 
 
 def first_sentence(path: Path) -> str:
-    """What a module says of itself, up to its first full stop."""
-    text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+    """What a file says of itself, up to its first full stop."""
+    if mark := KINDS[path.suffix]:
+        head = takewhile(lambda line: line.startswith(mark), path.read_text().splitlines())
+        said = " ".join(line.removeprefix(mark) for line in head)
+    else:
+        said = ast.get_docstring(ast.parse(path.read_text())) or ""
+    text = " ".join(said.split())
     return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
@@ -25,7 +33,7 @@ def listing() -> str:
     """The list as Markdown, a room at a time."""
     lines = [BEGIN]
     for room in ROOMS:
-        files = [path for path in sorted((ROOT / room).rglob("*.py")) if path.read_text().strip()]
+        files = [path for path in sorted((ROOT / room).rglob("*")) if path.suffix in KINDS and path.stat().st_size]
         lines += [
             "",
             f"<details><summary><b>{room}/</b>, {len(files)} files</summary>",

@@ -117,6 +117,14 @@ def test_a_contract_imports_without_the_heavy_libraries(module: str, allowed: tu
     assert done.returncode == 0, done.stderr
 
 
+def test_amdsmi_is_loaded_in_one_place_and_over_the_stub() -> None:
+    """By name, which no import contract sees: its import fails where there is no ROCm library."""
+    loading = [
+        name(path) for path in sources() if "tests" not in path.parts and 'import_module("amdsmi' in path.read_text()
+    ]
+    assert loading == ["agents/node/sources/amd/binding.py", "agents/stub/node.py"]
+
+
 def test_nothing_names_a_registry_or_lists_download_addresses() -> None:
     for path in (ROOT / "requirements").glob("*.txt"):
         assert "://" not in path.read_text(), path
