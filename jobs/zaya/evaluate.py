@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from statistics import fmean
@@ -35,7 +35,7 @@ from jobs.zaya.envs.base import Problem, constant_baseline_of
 from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluation.compare import Compared, compare, means
 from jobs.zaya.evaluation.policy import Policy
-from jobs.zaya.evaluation.problem_sets import by_environment, drawn, of_sets, score
+from jobs.zaya.evaluation.problem_sets import by_environment, drawn, of_sets, telling
 from jobs.zaya.evaluation.text_loss import held_out_windows, text_metrics
 from jobs.zaya.evaluation_config import EvaluationConfig, read_config
 from jobs.zaya.judge.pairs import PREFERENCES, read_pairs
@@ -53,17 +53,18 @@ def batches(problems: Sequence[Problem], count: int) -> list[Sequence[Problem]]:
     return [problems[begin:end] for begin, end in pairwise(edges)]
 
 
-def metrics_of(found: Sequence[Compared]) -> dict[str, float]:
+def metrics_of(found: Sequence[Compared], told: Callable[[], None] = lambda: None) -> dict[str, float]:
     """The metrics over all problems, and of each environment under `<environment>/<metric>`.
 
     `pass@1_se` is the standard error of pass@1 on these very problems: what other samples of them would change.
+    `constant_baseline` has answers scored (`constant_baseline_of`), and `told` is called after each.
     """
     problems = [one.problem for one in found]
     metrics = means(found) | _spread(found)
     baselines = []
     for name, places in by_environment(problems).items():
         own = [found[place] for place in places]
-        baseline = constant_baseline_of(find(name), [one.problem for one in own])
+        baseline = constant_baseline_of(find(name), [one.problem for one in own], told)
         baselines += [baseline] * len(own)
         metrics |= {f"{name}/{metric}": value for metric, value in (means(own) | _spread(own)).items()}
         metrics[f"{name}/constant_baseline"] = baseline
@@ -132,11 +133,12 @@ class Evaluation:
             raise ContractError("TRIMTAB_INIT_FROM names no checkpoint: there is nothing to evaluate")
         manifest, self.model = model_of(init, self.environment.init_hash)
         problems = drawn(config.environments, config.problems, config.seed, held=True) + of_sets(config.sets)
+        proxy = self._proxy(config) if problems else None  # in this phase: a fit is one silent piece of work
         self.beat.phase("eval")
         found = self._attempt(problems, config)
-        metrics, details = (metrics_of(found), self._details(found, config)) if found else ({}, {})
+        metrics, details = (metrics_of(found, self._look), self._details(found, config)) if found else ({}, {})
         if found and config.judge != "none":
-            metrics |= judged(found, self._proxy(config))
+            metrics |= judged(found, proxy)
         if config.windows:
             told, text = self._text(config)
             metrics, details = metrics | told, details | {"text": text}
@@ -155,6 +157,7 @@ class Evaluation:
             told=self._look,
         )
         found: list[Compared] = []
+        score = telling(self._look)
         for part in batches(problems, config.batches):
             found += compare(part, policy, config.aggregation, config.seed, score) if part else []
             self._look()

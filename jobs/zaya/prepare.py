@@ -42,7 +42,7 @@ from jobs.zaya.checkpoints.state import model_of
 from jobs.zaya.envs.base import Problem, draw
 from jobs.zaya.evaluate import batches
 from jobs.zaya.evaluation.policy import Policy
-from jobs.zaya.evaluation.problem_sets import drawn, of_sets, ranges, score, trainable
+from jobs.zaya.evaluation.problem_sets import drawn, of_sets, ranges, telling, trainable
 from jobs.zaya.evaluation_config import PrepareConfig, read_config
 from jobs.zaya.judge.pairs import PREFERENCES, labelled, pairs
 from jobs.zaya.judge.rubric import gold
@@ -154,6 +154,7 @@ class Preparation:
 
     def _sft(self) -> Made:
         lines: list[Line] = []
+        score = telling(self._look)
         policy = self.policy() if self.config.source == "policy" else None
         tails = partial(policy_tails, generate=policy, config=self.config) if policy is not None else None
         problems = [problem for problem in self._problems() if problem.answer]  # some of RLVE's know no answer
@@ -176,7 +177,7 @@ class Preparation:
         )
 
     def _answered(self, problems: Sequence[Problem]) -> list[Answered]:
-        policy, found = self.policy(), list[Answered]()
+        policy, found, score = self.policy(), list[Answered](), telling(self._look)
         self._each(problems, lambda part: found.extend(answered(part, policy, self.config, score)))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from jobs.contract import ContractError
 from jobs.zaya.envs.base import (
     HELD_OUT_IN,
     Problem,
+    ProblemSet,
     constant_baseline,
     constant_baseline_of,
     draw,
@@ -94,6 +96,29 @@ def test_the_baseline_is_the_best_constants() -> None:
         constant_baseline(task, 4, 0, 0)
     with pytest.raises(ContractError, match="at least one"):
         constant_baseline_of(task, [])
+
+
+class Counting(ProblemSet):
+    """Counts what is scored, and how often somebody was told meanwhile."""
+
+    scored = told = 0
+
+    def score(self, problem: Problem, answer: str) -> float:
+        assert self.told == self.scored, "told after each scoring"
+        self.scored += 1
+        return super().score(problem, answer)
+
+    def tell(self) -> None:
+        self.told += 1
+
+
+def test_the_baseline_costs_no_more_than_so_many_scorings_a_problem() -> None:
+    task = TASKS["reverse"]
+    drawn = [task.problem(12, seed) for seed in range(60)]
+    drawn += [replace(drawn[0], answer=f" {drawn[7].answer}"), drawn[7], drawn[7]]
+    counting = Counting(task, drawn)
+    assert constant_baseline_of(counting, drawn, counting.tell) == 3 / 63, "one answer is right of three problems"
+    assert counting.scored == counting.told == 17 * 63
 
 
 @settings(max_examples=50)

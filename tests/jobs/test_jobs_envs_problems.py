@@ -18,6 +18,7 @@ from jobs.zaya.envs.base import (
     Problem,
     ProblemSet,
     constant_baseline,
+    constant_baseline_of,
     held_out,
     read_problems,
     write_problems,
@@ -70,6 +71,30 @@ def test_a_function_held_out_as_an_expression_is_held_out_as_a_function_too() ->
 )
 def test_a_constant_answer_stays_below_its_bound(name: str, problems: int, bound: float) -> None:
     assert 0.0 < constant_baseline(find(name), find(name).easiest, problems, 0) < bound
+
+
+@pytest.mark.parametrize(
+    ("name", "difficulties"),
+    [("math/union", (2, 3)), ("math/linear", (1, 2)), ("code/fold", (1, 2)), ("code/expression", (1, 2))],
+)
+def test_the_baseline_is_that_of_all_references_where_equal_answers_are_told_without_scoring(
+    name: str, difficulties: tuple[int, ...]
+) -> None:
+    """Though it scores the commonest alone: `ba` and `ab` are one union, `a+b` and `b+a` one function."""
+    one = find(name)
+    drawn = [one.problem(difficulty, seed) for seed in range(20) for difficulty in difficulties]
+    answers = {problem.answer for problem in drawn}
+    assert len(answers) > 16
+    best = max(sum(one.score(problem, answer) for problem in drawn) for answer in answers)
+    assert constant_baseline_of(one, drawn) == best / len(drawn) > 1 / len(drawn)
+
+
+def test_the_first_program_that_fails_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    outcome = code.sandbox.Outcome("cpu")
+    monkeypatch.setattr(code.sandbox, "run_program", lambda _source, stdin: ran.append(stdin) or outcome)
+    assert not code.passes("while 1: pass", {"programs": [{"stdin": each, "stdout": ""} for each in "abc"]})
+    assert ran == ["a"]
 
 
 @pytest.mark.parametrize("name", ["code/expression", "code/function", "code/fold"])

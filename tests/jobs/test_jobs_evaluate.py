@@ -16,6 +16,7 @@ import torch
 from jobs.contract import ContractError, Exit
 from jobs.zaya.envs.base import Problem
 from jobs.zaya.envs.base import held_out as is_held_out
+from jobs.zaya.envs.micro import MicroTask
 from jobs.zaya.envs.registry import find
 from jobs.zaya.evaluate import SHOWN, attempt, batches, judged, metrics_of, table
 from jobs.zaya.evaluation.compare import Compared, compare, means
@@ -203,6 +204,23 @@ def test_an_evaluation_leaves_its_metrics_with_the_checkpoints_hash(
     first = result.metrics
     assert one.run(attempt, DATA, {"steps": 2, "length": 16}) == Exit.DONE
     assert one.result().metrics == first
+
+
+def test_each_answer_that_is_scored_is_followed_by_a_heartbeat(
+    init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy's answers and the constant ones: either may be run for seconds."""
+    one, seen = Attempts(tmp_path, init, monkeypatch), list[int]()
+
+    def policy(prompts: Sequence[Sequence[int]], _limit: int) -> list[Said]:
+        return [Said(encode(str(place % 7))) for place in range(len(prompts))]
+
+    monkeypatch.setattr("jobs.zaya.evaluate.Policy", lambda *_, **__: policy)
+    monkeypatch.setattr(MicroTask, "score", lambda *_: float(seen.append(one.alive) or 0))
+    assert one.run(attempt, DATA | {"environments": "micro/sort@4", "windows": 0}) == Exit.DONE
+    answers = 3 * (1 + 3)  # on each of 3 problems the empty answer and 3 references
+    assert len(seen) > answers and len(set(seen)) == len(seen)
+    assert one.alive == len(seen) + 1, "and one after the batch"
 
 
 def test_an_evaluation_of_another_checkpoint_or_that_was_stopped_leaves_nothing(

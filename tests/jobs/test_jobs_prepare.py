@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from jobs.contract import ContractError, Exit
 from jobs.zaya.envs.base import Problem, held_out, read_problems
+from jobs.zaya.envs.micro import MicroTask
 from jobs.zaya.evaluation.problem_sets import drawn, score
 from jobs.zaya.evaluation_config import SHIPPED, PrepareConfig, prepare_problems
 from jobs.zaya.judge.pairs import PREFERENCES, read_pairs
@@ -201,9 +202,26 @@ def test_a_policy_is_calibrated_and_problems_are_filtered_by_it(
     assert one.run(attempt, {**data, "kind": "filter"}) == Exit.CONFIG
     assert "always or never solves each of 2 problems" in one.record().error_message
     half = iter([1.0, 0.0] * 10)
-    monkeypatch.setattr("jobs.zaya.prepare.score", lambda _problem, _answer: next(half))
+    monkeypatch.setattr("jobs.zaya.evaluation.problem_sets.score", lambda _problem, _answer: next(half))
     assert one.run(attempt, {**data, "kind": "filter", "limit": 3}, flag=Wishes(stop=True)) == Exit.UNSAVED
     assert not (one.prepared / "problems.jsonl").exists()
+
+
+@pytest.mark.parametrize(("kind", "scored"), [("sft", 24), ("calibration", 12)])
+def test_each_answer_that_is_scored_is_followed_by_a_heartbeat(
+    init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, scored: int
+) -> None:
+    """Candidates that are spoilt are scored as a policy's answers are, and either may take seconds."""
+    one, seen = Attempts(tmp_path, init, monkeypatch), list[int]()
+
+    def policy(prompts: Sequence[Sequence[int]], _limit: int) -> list[Said]:
+        return [Said(encode(str(place))) for place in range(len(prompts))]
+
+    monkeypatch.setattr("jobs.zaya.prepare.Policy", lambda *_, **__: policy)
+    monkeypatch.setattr(MicroTask, "score", lambda *_: float(seen.append(one.alive) or 0))
+    data = {"kind": kind, "environments": "micro/sort@4", "problems": 6, "samples": 2, "candidates": 4}
+    assert one.run(attempt, data | ({"aggregation": 1.0, "corrupted": 1.0} if kind == "sft" else {})) == Exit.DONE
+    assert len(seen) >= scored and seen == list(range(len(seen)))
 
 
 def test_preferences_are_pairs_that_the_rubric_tells_apart(

@@ -1,4 +1,4 @@
-"""Reinforcement learning on a real local Ray: whole attempts, exact resume, killed actors replaced, stop, result."""
+"""Reinforcement learning on a real local Ray: whole attempts, exact resume, a killed actor, stop, result."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 import torch.nn.functional as F
-from ray.exceptions import RayActorError
 
 from agents.probe.ring import RingReader, RingRecord
 from jobs import contract
@@ -29,15 +27,13 @@ from jobs.zaya.envs.registry import find
 from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
 from jobs.zaya.model.generate import Completion
 from jobs.zaya.model.network import ZayaForCausalLM
-from jobs.zaya.rl.actors import Pool, StoppedError, cluster
+from jobs.zaya.rl.actors import StoppedError, cluster
 from jobs.zaya.rl.job import PIDS, Job
 from jobs.zaya.rl.learner import collate
-from jobs.zaya.rl.rewards import EnvironmentScorer
-from jobs.zaya.rl.rollout import Weights
 from jobs.zaya.rl.sampler import Sampler
 from jobs.zaya.tokens import encode, prompt
 from jobs.zaya.training.optim import FlatOptimizer
-from tests.jobs.test_jobs_rl_learner import CONFIG, model, task
+from tests.jobs.test_jobs_rl_learner import CONFIG, model
 from tests.jobs.zaya_small import MODEL
 
 TRAIN = {
@@ -282,62 +278,26 @@ def test_what_cannot_be_begun_ends_with_78(source: Path, tmp_path: Path, more: d
     assert said in run.record().error_message
 
 
+class _PushedOnce(Job):
+    """Its actors have the first weights and never others."""
+
+    def _push(self) -> None:
+        if self.step == 0:
+            super()._push()
+
+
+def test_a_stage_whose_completions_are_all_stale_ends_with_an_error(source: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, source)
+    assert run.attempt(of=_PushedOnce) == 1
+    assert (run.record().error_type, run.heartbeat().last_step) == ("StaleError", 5), "fresh in steps 1 to 3"
+    assert "in 3 steps in a row up to step 6" in run.record().error_message
+    assert [path.name for path in contract.list_checkpoints(tmp_path)] == ["step-00000003"]
+
+
 def test_a_checkpoint_of_another_kind_of_stage_is_not_resumed(source: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, source)
     assert run.attempt(TRIMTAB_RESUME_FROM=str(source)) == Exit.CONFIG
     assert run.record().error_type == "ContractError"
-
-
-def test_a_killed_actor_is_replaced_and_its_prompts_completed(trained: ZayaForCausalLM) -> None:
-    said: list[str] = []
-    pool = Pool(asdict(MODEL), EnvironmentScorer(), 1, said.append)
-    try:
-        pool.start()
-        pid = pool.pids()[0]
-        pool.push(Weights.of(7, trained))
-        wanted = pool.collect(pool.send([task()]), lambda: False, lambda: None)
-        sent = pool.send([task(), task()])
-        os.kill(pid, signal.SIGKILL)
-        found = pool.collect(sent, lambda: False, lambda: None)
-        with pytest.raises(StoppedError):
-            pool.collect(pool.send([task()]), lambda: True, lambda: None)
-        (second,) = pool.pids()
-        assert second != pid
-        os.kill(second, signal.SIGKILL)
-        with pytest.raises(RayActorError):
-            ray.get(pool._actors[0].pid.remote())
-        assert pool.pids() == [second], "until it is replaced"
-    finally:
-        pool.close()
-    assert [group.version for group in found] == [7] * 6
-    said_by = [
-        [one.tokens for group in groups for one in group.completions] for groups in (wanted, found[:3], found[3:])
-    ]
-    assert said_by[0] == said_by[1] == said_by[2], "the same task and weights, the same completions"
-    assert pool.restarts == 1
-    assert len(said) == 1
-    assert "3 prompts are sent again" in said[0]
-
-
-def test_an_error_of_an_environments_own_is_no_death(trained: ZayaForCausalLM) -> None:
-    pool = Pool(asdict(MODEL), EnvironmentScorer(), 1)
-    try:
-        sent = pool.send([task()])
-        with pytest.raises(RuntimeError, match="before it was given weights"):
-            pool.collect(sent, lambda: False, lambda: None)
-        assert pool.restarts == 0
-    finally:
-        pool.close()
-
-
-def test_an_actor_that_dies_before_it_says_its_process_id_is_waited_for_by_nobody() -> None:
-    pool = Pool(asdict(MODEL), EnvironmentScorer(), 1)
-    try:
-        ray.kill(pool._actors[0])
-        pool.start()
-        assert pool.pids() == []
-    finally:
-        pool.close()
 
 
 def _wait(what: Callable[[], bool], child: subprocess.Popen[str]) -> None:

@@ -17,7 +17,7 @@ from jobs.zaya.envs.registry import find
 from jobs.zaya.judge.pairs import PREFERENCES, pairs, write_pairs
 from jobs.zaya.model.generate import Completion
 from jobs.zaya.rl.actors import Pool
-from jobs.zaya.rl.batches import Batches, Taken
+from jobs.zaya.rl.batches import Batches, StaleError, Taken
 from jobs.zaya.rl.config import RLConfig
 from jobs.zaya.rl.rewards import ProxyScorer, Worth
 from jobs.zaya.rl.rollout import Asked, Group, Task
@@ -127,6 +127,20 @@ def test_completions_of_weights_too_far_behind_are_dropped_and_counted() -> None
     assert (taken.stale, taken.sampled, taken.gold) == (4, [], None) and math.isnan(taken.reward)
     pool.version = 4
     assert take(found, 6).staleness == 1
+
+
+def test_steps_on_end_with_nothing_fresh_end_the_attempt() -> None:
+    pool = Answers(half)
+    found = batches(pool, replace(CONFIG, staleness=0, redraws=0))
+    for number, version in ((1, 0), (2, 0), (3, 0), (4, 3), (5, 0), (6, 0)):
+        pool.version = version
+        assert bool(take(found, number).sampled) == (number - 1 == version)
+    with pytest.raises(StaleError, match="in 3 steps in a row up to step 7"):
+        take(found, 7)
+    pool.version = -9
+    short = batches(pool, replace(CONFIG, steps=1))
+    with pytest.raises(StaleError, match="in 1 steps"):
+        take(short, 1)
 
 
 def test_batches_sent_ahead_are_in_the_state_and_sent_again_by_who_resumes() -> None:

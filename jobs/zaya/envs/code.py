@@ -81,7 +81,8 @@ def passes(source: str, data: Mapping[str, Any]) -> bool:
     """Whether a candidate passes a problem's tests. ContractError where there is no sandbox, or no test."""
     programs = data.get("programs")
     if programs:
-        outcomes = [(sandbox.run_program(source, one["stdin"]), one["stdout"]) for one in programs]
+        # one at a time: the first that fails decides, and a candidate that hangs costs one limit
+        outcomes = ((sandbox.run_program(source, one["stdin"]), one["stdout"]) for one in programs)
         return all(one.ended == "done" and one.output.split() == wanted.split() for one, wanted in outcomes)
     calls, expected = data.get("calls"), data.get("expected")
     if not calls or not expected or len(calls) != len(expected):
@@ -91,6 +92,12 @@ def passes(source: str, data: Mapping[str, Any]) -> bool:
         return False
     pairs = zip(outcome.calls, expected, strict=True)
     return all(not call.error and same(call.value, wanted) for call, wanted in pairs)
+
+
+def _tests(problem: Problem) -> str:
+    """What decides which answers are right: equal tests are passed by the same functions, however written."""
+    names = ("function", "calls", "expected", "programs")
+    return json.dumps([problem.data.get(name) for name in names], sort_keys=True)
 
 
 def _score(wrap: Callable[[str], str], problem: Problem, answer: str) -> float:
@@ -141,6 +148,9 @@ class MicroCode:
         """ContractError only where there is no sandbox or the problem has no tests; never for an answer."""
         return _score(self.wrap, problem, answer)
 
+    def alike(self, problem: Problem) -> str:
+        return _tests(problem)
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -173,6 +183,9 @@ class Fold:
         """ContractError only where there is no sandbox or the problem has no tests; never for an answer."""
         return _score(self.wrap, problem, answer)
 
+    def alike(self, problem: Problem) -> str:
+        return _tests(problem)
+
     @staticmethod
     def wrap(answer: str) -> str:
         """From an answer to the source of a function f."""
@@ -196,6 +209,9 @@ class CodeSet:
         """ContractError only where there is no sandbox or the problem has no tests; never for an answer."""
         code = code_in(answer)
         return float(bool(code) and passes(code, problem.data))
+
+    def alike(self, problem: Problem) -> str:
+        return _tests(problem)
 
 
 def _value(node: ast.expr, at: Mapping[str, int]) -> int:

@@ -151,6 +151,9 @@ class Generated:
         undone = _UNDONE.search(answer[-_LONGEST:].rpartition("=")[2])
         return float(undone is None and equal(problem.answer, answer))
 
+    def alike(self, problem: Problem) -> str:
+        return problem.answer
+
 
 @dataclass(frozen=True)
 class Union:
@@ -176,6 +179,9 @@ class Union:
     def score(self, problem: Problem, answer: str) -> float:
         return float(sorted(answer.strip()) == sorted(problem.answer))
 
+    def alike(self, problem: Problem) -> str:
+        return "".join(sorted(problem.answer))
+
 
 @dataclass(frozen=True)
 class MathSet:
@@ -192,6 +198,9 @@ class MathSet:
 
     def score(self, problem: Problem, answer: str) -> float:
         return float(equal(problem.answer, answer))
+
+    def alike(self, problem: Problem) -> str:
+        return problem.answer
 
 
 def _arithmetic(rng: random.Random, operations: int) -> tuple[str, str]:

@@ -49,6 +49,9 @@ class MicroTask:
     def score(self, problem: Problem, answer: str) -> float:
         return float(answer.strip() == problem.answer)
 
+    def alike(self, problem: Problem) -> str:
+        return problem.answer
+
 
 def _letters(alphabet: str = "abcdefgh") -> Draw:
     """Letters, each drawn evenly."""

@@ -143,6 +143,10 @@ class RlveEnvironment:
             return 0.0
         return 1.0 if verdict["accuracy"] else min(1.0, max(0.0, reward))
 
+    def alike(self, problem: Problem) -> str:
+        """The reference's text: which other answers are right only the environment's own scorer says."""
+        return problem.answer
+
     def _may_be_read(self, answer: str) -> bool:
         if len(answer) > _LONGEST_ANSWER:
             return False

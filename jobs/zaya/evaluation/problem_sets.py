@@ -7,11 +7,12 @@ leaves its held-out questions out, and the sets that ship are refused there (job
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jobs.contract import ContractError
 from jobs.zaya.envs.base import Environment, Problem, draw, held_out, read_problems
 from jobs.zaya.envs.registry import find
+from jobs.zaya.evaluation.compare import Score
 from jobs.zaya.evaluation_config import named_sets, parts, path_of_set, shipped
 
 _PATIENCE = 10
@@ -80,6 +81,17 @@ def trainable(problems: Sequence[Problem], source: str) -> list[Problem]:
 def score(problem: Problem, answer: str) -> float:
     """What a problem's own environment gives an answer, 0 to 1."""
     return find(problem.environment).score(problem, answer)
+
+
+def telling(told: Callable[[], None]) -> Score:
+    """`score` that calls `told` after each answer: one that has to be run may take seconds, and there are many."""
+
+    def one(problem: Problem, answer: str) -> float:
+        found = score(problem, answer)
+        told()
+        return found
+
+    return one
 
 
 def by_environment(problems: Sequence[Problem]) -> dict[str, list[int]]:

@@ -21,6 +21,12 @@ from jobs.zaya.rl.grpo import sort_groups
 from jobs.zaya.rl.rollout import Asked, Group, Task
 from jobs.zaya.rl.sampler import Sampler, seed_of
 
+_STALE_IN_A_ROW = 3
+
+
+class StaleError(RuntimeError):
+    """Steps on end had nothing to learn from: their completions were all by weights too far behind."""
+
 
 @dataclass
 class Taken:
@@ -68,6 +74,7 @@ class Batches:
         self.config, self.sampler, self.pool, self.skipped, self.last = config, sampler, pool, skipped, last
         self._drawn: dict[int, list[Asked]] = {}
         self._sent: dict[int, list[Sent]] = {}
+        self._stale = 0  # steps in a row; no part of the state, since whoever resumes begins with a push
 
     def fill(self, number: int) -> None:
         """Draws and sends what steps `number` to `number` + ahead need and is not on its way yet."""
@@ -79,7 +86,8 @@ class Batches:
                 self._sent[index] = self.pool.send(self._tasks(index, 0, self._drawn[index]))
 
     def take(self, number: int, stopped: Callable[[], bool], told: Callable[[], None]) -> Taken:
-        """The groups of step `number`; StoppedError when a stop is seen before all have come, and nothing is lost."""
+        """The groups of step `number`; StoppedError when a stop is seen before all have come, and nothing is lost.
+        StaleError when all were stale in this step and those before it: in three, or in all of a shorter stage."""
         self.fill(number)
         index, taken = data_index(number, self.skipped), Taken()
         self._sort(taken, self.pool.collect(self._sent[index], stopped, told), number)
@@ -94,6 +102,12 @@ class Batches:
             self._sort(taken, self.pool.collect(sent, stopped, told), number)
         del self._drawn[index], self._sent[index]
         self.sampler.told(taken.sampled)
+        self._stale = 0 if taken.sampled else self._stale + 1
+        if self._stale >= min(_STALE_IN_A_ROW, self.last):
+            raise StaleError(
+                f"nothing was learned in {self._stale} steps in a row up to step {number}: all completions were by "
+                f"weights more than {self.config.staleness} optimizer steps behind (train.staleness)"
+            )
         return taken
 
     def _sort(self, taken: Taken, groups: Sequence[Group], number: int) -> None:

@@ -181,7 +181,7 @@ class Job:
         begun, number = time.perf_counter(), self.step + 1
         bounds = self.sampler.bounds()
         self.beat.phase("rollout")
-        taken = self.batches.take(number, self._stopped, lambda: self.beat.phase("rollout"))
+        taken = self.batches.take(number, self._stopped, self.beat.alive)
         self._note_pids()
         rolled = time.perf_counter() - begun
         self.beat.phase("train")
