@@ -203,8 +203,10 @@ def attach(
     read; `tensor_parallel` is the experts'). `facts_every` n measures
     the routers' logits in the first step and every n-th after it, where they are seen; 0 never (facts.py).
 
-    Raises AttachError when there is no router, with all that was looked for.
+    Raises AttachError when there is no router, with all that was looked for; ValueError if `every` is below 1.
     """
+    if every < 1:
+        raise ValueError(f"every is {every}: copies are made every so many steps, at least every 1")
     models = [model] if isinstance(model, nn.Module) else list(model)
     sizes = {
         "expert_parallel": expert_parallel,

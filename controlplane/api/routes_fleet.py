@@ -6,14 +6,14 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from starlette.concurrency import run_in_threadpool
 
 from agents.drills import DRILLS
 from agents.wire import CONTENT_TYPE, MAX_BATCH_BYTES, WAITING_HEADER, Batch, WireError, decode
 from controlplane.api.access import Operator, Parts, Viewer, identity, refuse
 from controlplane.api.context import Context
-from controlplane.api.deeds import Doing
+from controlplane.api.deeds import Asked, Doing
 from controlplane.api.described import LAST_STEP, WHO, Step
 from controlplane.api.problems import Problem, not_found
 from controlplane.services import experts_over_time, nodes, views_experts, views_fleet, views_now, views_platform
@@ -34,10 +34,9 @@ INGEST: Json = {
 }
 
 
-class Reason(BaseModel):
+class Reason(Asked):
     """Why, for the audit and the page."""
 
-    model_config = ConfigDict(extra="forbid")
     reason: str = Field(default="", max_length=500)
 
 
@@ -53,10 +52,9 @@ def _known_drill(kind: str) -> str:
     return kind
 
 
-class DrillOrder(BaseModel):
+class DrillOrder(Asked):
     """A fault to simulate on one GPU (or the NIC of that index)."""
 
-    model_config = ConfigDict(extra="forbid")
     kind: Annotated[str, AfterValidator(_known_drill), Field(json_schema_extra={"enum": list(DRILLS)})]
     gpu: int = Field(ge=0, le=63)
 
@@ -226,11 +224,14 @@ def fleet_frame(request: Request, parts: Parts, _caller: Viewer) -> Response:
 @router.get("/runs/{run_id}/experts/frame", response_class=Response, responses=FRAMES)
 def experts_frame(request: Request, parts: Parts, _caller: Viewer, run_id: str, step: Step = None) -> Response:
     """A step's load by layer and expert as a binary frame, the newest unless a step is named, with an ETag."""
-    if step is None:
-        found = parts.live.experts_frame(_known(parts, run_id))
-    else:
+    run, live = _known(parts, run_id), parts.live
+    found = live.experts_frame(run) if step is None else None
+    if found is None:
         with parts.store.read() as session:
-            found = views_experts.frame_at(session, parts.live, _known(parts, run_id), step, parts.book)
+            if step is None:
+                found = views_experts.newest_frame(session, live, run, now=parts.clock.now(), book=parts.book)
+            else:
+                found = views_experts.frame_at(session, live, run, step, parts.book)
     return framed(request, found, f"expert record of {run_id}")
 
 
@@ -285,7 +286,7 @@ def layers_over_time(
 def swings(request: Request, parts: Parts, _caller: Viewer, run_id: str, step: Step = None) -> Response:
     """How each layer's loads repeat over 64 steps, by lag, as a binary frame, with an ETag."""
     with parts.store.read() as session:
-        found = experts_over_time.swings_frame(session, parts.live, _known(parts, run_id), step)
+        found = experts_over_time.swings_frame(session, parts.live, _known(parts, run_id), step, parts.book)
     return framed(request, found, f"expert record of {run_id}")
 
 

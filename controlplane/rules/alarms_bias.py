@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from controlplane.rules import experts as statistics
 from controlplane.rules.book import Rule
-from controlplane.rules.expert_controller import identify
-from controlplane.rules.expert_window import ExpertWindow, Resumed, finding, unknown, worst
+from controlplane.rules.expert_controller import Controller, identify
+from controlplane.rules.expert_window import ExpertWindow, Resumed, clear, finding, unknown, worst
 from controlplane.rules.findings import Judgement
 
 _LEFT = 0.1
@@ -22,18 +22,28 @@ def runaway(window: ExpertWindow, rule: Rule) -> Judgement:
     if last is None:
         return unknown(window, rule)
     controller = identify(last.counts, last.bias, last.experts)
-    by_sign = controller.sign_inverted(at["least_r2"])
-    inverted = controller.inverted(at["least_r2"], at["least_pid_r2"]) & (last.floors > at["inverted_cv_floor"])
+    inverted, by_sign = inverted_layers(last, controller, rule)
     same = statistics.same_direction_share(last.bias, last.experts)
-    one_way = (same >= at["same_direction"]) & (last.floors > at["cv_floor"]) & ~last.falling(rule)
+    one_way = (same >= at["same_direction"]) & (last.floors > at["cv_floor"]) & ~last.falling(rule) & ~last.unseen
     layers = inverted if inverted.any() else one_way
     if not layers.any():
-        return Judgement()
+        return clear(last, rule, last.unseen)
     layer = worst(layers, last.floors)
     gain, same_share = float((controller.sign_gain if by_sign[layer] else controller.ki)[layer]), float(same[layer])
     words = {"same": f"{same_share:.0%}", "floors": f"{last.floors[layer]:.1f}", "gain": f"{gain:.2g}"}
     value, threshold = (gain, 0.0) if inverted.any() else (same_share, at["same_direction"])
     return finding(last, rule, layers, layer, value, threshold, words, is_worse=bool(inverted.any()))
+
+
+def inverted_layers(
+    last: ExpertWindow, controller: Controller, rule: Rule
+) -> tuple[statistics.Bools, statistics.Bools]:
+    """[L] in which layers of a whole window the biases feed the error, and in which of them the gain of the error's
+    sign tells it; in the others that of its sum does. `controller` is the one identified from this window."""
+    at = rule.thresholds
+    far = (last.floors > at["inverted_cv_floor"]) & ~last.unseen
+    inverted = controller.inverted(at["least_r2"], at["least_pid_r2"]) & far
+    return inverted, inverted & controller.sign_inverted(at["least_r2"])
 
 
 def bias_frozen(window: ExpertWindow, rule: Rule) -> Judgement:
@@ -48,15 +58,23 @@ def bias_frozen(window: ExpertWindow, rule: Rule) -> Judgement:
         return unknown(window, rule)
     if last.balanced_until is not None and last.steps[-1] > last.balanced_until:
         return Judgement()
-    bias = last.bias[..., : last.experts]
-    still = (bias == bias[:1]).all(axis=(0, 2)) & (bias[0] != 0).any(axis=-1)
-    layers = np.asarray(still & (last.floors > at["cv_floor"]))
+    layers = np.asarray(_still(last) & (last.floors > at["cv_floor"]) & ~last.unseen)
     if not layers.any():
-        return Judgement()
+        return clear(last, rule, last.unseen)
     layer = worst(layers, last.floors)
     value = float(last.floors[layer])
     words = {"steps": len(last.steps), "floors": f"{value:.1f}"}
     return finding(last, rule, layers, layer, value, at["cv_floor"], words)
+
+
+def _still(last: ExpertWindow) -> statistics.Bools:
+    """[L] whose biases, not all zero, are the same in every step that tells them."""
+    bias = last.bias[..., : last.experts]
+    told = ~np.isnan(bias[..., 0])
+    first = bias[told.argmax(axis=0), np.arange(bias.shape[1])]
+    first = np.where(np.isnan(first), 0, first)
+    same = ((bias == first).all(axis=-1) | ~told).all(axis=0)
+    return np.asarray(same & (first != 0).any(axis=-1), dtype=np.bool_)
 
 
 def bias_lost(window: ExpertWindow, rule: Rule) -> Judgement:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from controlplane.rules import experts as statistics
 from controlplane.rules.book import Rule
 from controlplane.rules.expert_swings import autocorrelations
-from controlplane.rules.expert_window import ExpertWindow, finding, unknown, worst
+from controlplane.rules.expert_window import ExpertWindow, clear, finding, unknown, worst
 from controlplane.rules.findings import Judgement
 
 
@@ -25,7 +25,7 @@ def imbalance(window: ExpertWindow, rule: Rule) -> Judgement:
     lasting, effective = last.lasting.cv, last.lasting.effective
     layers = collapsed if collapsed.any() else uneven
     if not layers.any():
-        return Judgement()
+        return clear(last, rule, last.unseen)
     layer = worst(layers, last.floors)
     words = {
         "cv": f"{lasting[layer]:.2f}",
@@ -52,7 +52,8 @@ def uneven_layers(last: ExpertWindow, rule: Rule) -> tuple[statistics.Bools, sta
     )
     uneven |= effective < at["effective"]
     collapsed |= effective < at["worse_effective"]
-    return uneven & ~falling, collapsed & ~falling
+    left = falling | last.unseen
+    return uneven & ~left, collapsed & ~left
 
 
 def oscillation(window: ExpertWindow, rule: Rule) -> Judgement:
@@ -64,7 +65,7 @@ def oscillation(window: ExpertWindow, rule: Rule) -> Judgement:
         return unknown(window, rule)
     swings, wild = swinging_layers(last, rule)
     if not swings.any():
-        return Judgement()
+        return clear(last, rule, last.unseen)
     size, correlation, lag = _slow_swings(last, rule)
     fast = last.lag1 <= at["lag1"]
     correlation[fast], lag[fast] = last.lag1[fast], 1
@@ -88,7 +89,7 @@ def swinging_layers(last: ExpertWindow, rule: Rule) -> tuple[statistics.Bools, s
     size, _, _ = _slow_swings(last, rule)
     swings = ((last.lag1 <= at["lag1"]) & (last.floors > at["cv_floor"])) | (size > at["slow"])
     wild = np.asarray((last.lag1 <= at["worse_lag1"]) | (size > at["worse_slow"]))
-    return swings | wild, wild
+    return (swings | wild) & ~last.unseen, wild & ~last.unseen
 
 
 def _slow_swings(last: ExpertWindow, rule: Rule) -> tuple[statistics.Floats, statistics.Floats, NDArray[np.int64]]:
@@ -106,7 +107,8 @@ def _slow_swings(last: ExpertWindow, rule: Rule) -> tuple[statistics.Floats, sta
     far = np.flatnonzero((passing > at["slow"]) & (last.cv > at["slow_cv"]))
     if len(far):
         counts = last.counts[:, far, : last.experts].astype(np.float32)
-        found = autocorrelations(counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1), int(at["slow_lags"]))
+        with np.errstate(invalid="ignore"):  # a step without tokens is not known
+            found = autocorrelations(counts / counts.sum(axis=-1, keepdims=True), int(at["slow_lags"]))
         correlation[far], lag[far] = found.min(axis=-1), np.nan_to_num(found).argmin(axis=-1) + 1
         clear = correlation[far] <= at["slow_lag"]  # the least of so many is below zero by chance too
         size[far] = np.where(clear, -correlation[far] * passing[far], np.nan)
@@ -123,7 +125,7 @@ def dead(window: ExpertWindow, rule: Rule) -> Judgement:
     found = lifeless(window, last, rule)
     count = found.sum(axis=-1)
     if not found.any():
-        return Judgement()
+        return clear(last, rule, np.asarray(~last.counts[..., : last.experts].any(axis=(0, 2)), dtype=np.bool_))
     layer = worst(count > 0, count.astype(np.float64))
     total = int(count.sum())
     words: dict[str, Any] = {
@@ -160,7 +162,7 @@ def skipping(window: ExpertWindow, rule: Rule) -> Judgement:
         return unknown(window, rule)
     share, layers = last.skip_share, skipping_layers(last, rule)
     if not layers.any():
-        return Judgement()
+        return clear(last, rule, np.isnan(share))
     layer = worst(layers, share)
     return finding(last, rule, layers, layer, float(share[layer]), at["share"], {"share": f"{share[layer]:.1%}"})
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from controlplane.rules.book import Rule
 from controlplane.rules.expert_ranks import rank_loads, skew, skew_floor
-from controlplane.rules.expert_window import ExpertWindow, finding, unknown, worst
+from controlplane.rules.expert_window import ExpertWindow, clear, finding, unknown, worst
 from controlplane.rules.experts import Bools
 from controlplane.rules.findings import Judgement
 
@@ -25,7 +25,7 @@ def parallel_skew(window: ExpertWindow, rule: Rule) -> Judgement:
     layers, grave = skewed_layers(last, rule)
     layers = grave if grave.any() else layers
     if not layers.any():
-        return Judgement()
+        return clear(last, rule, last.unseen)
     layer = worst(layers, uneven)
     words = {"rank": int(loads[layer].argmax()), "ranks": ranks, "skew": f"{uneven[layer]:.2f}"}
     threshold = at["worse_skew"] if grave.any() else at["skew"]
@@ -36,7 +36,7 @@ def skewed_layers(last: ExpertWindow, rule: Rule) -> tuple[Bools, Bools]:
     """[L] in which layers of a whole window the skew rule names a rank, and in which at its worse level."""
     at = rule.thresholds
     loads = rank_loads(last.together, last.experts, last.expert_parallel)
-    uneven, calm = skew(loads), last.falling(rule)
+    uneven, calm = skew(loads), last.falling(rule) | last.unseen
     calm |= uneven - 1 < at["floors"] * skew_floor(loads, last.design_effect)
     return (uneven > at["skew"]) & ~calm, (uneven > at["worse_skew"]) & ~calm
 

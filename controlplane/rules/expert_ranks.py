@@ -29,7 +29,7 @@ class Home:
 
 @dataclass(frozen=True, slots=True)
 class Tax:
-    """What uneven ranks cost: a line through step time over Σ_l (fullest rank's load ÷ mean load), by least squares."""
+    """What uneven ranks cost: a line through step time over Σ_l (fullest ÷ mean rank's load − 1), by least squares."""
 
     seconds_a_load: float
     """slope: seconds a step that one more mean load on the fullest rank of a layer costs"""
@@ -70,18 +70,18 @@ def skew_floor(loads: ArrayLike, design_effect: ArrayLike) -> Floats:
 def imbalance_tax(step_seconds: ArrayLike, loads: ArrayLike) -> Tax | None:
     """The tax of steps [W] with loads [W, L, R]; None where too few steps are known or the load never moved.
 
-    Regression of step time on Σ_l max_rank load, loads in units of the layer's mean so that L is the even step's value.
+    Regression of step time on what the layers with tokens have above an even step: Σ_l max_rank load − 1, loads in
+    units of the layer's mean.
     """
-    seconds = np.asarray(step_seconds, dtype=np.float64)
-    fullest = skew(loads).sum(axis=-1)
-    known = np.isfinite(seconds) & np.isfinite(fullest)
-    seconds, fullest = seconds[known], fullest[known]
-    if len(seconds) < LEAST_STEPS or np.ptp(fullest) == 0 or seconds.mean() <= 0:
+    seconds, uneven = np.asarray(step_seconds, dtype=np.float64), skew(loads)
+    excess = np.nansum(uneven - 1, axis=-1)
+    known = np.isfinite(seconds) & np.isfinite(uneven).any(axis=-1)
+    seconds, excess = seconds[known], excess[known]
+    if len(seconds) < LEAST_STEPS or np.ptp(excess) == 0 or seconds.mean() <= 0:
         return None
-    (slope, _), residuals = np.polyfit(fullest, seconds, 1), seconds.var()
-    even = float(np.asarray(loads).shape[-2])
-    above = float(slope * (fullest.mean() - even))
-    r2 = float(slope**2 * fullest.var() / residuals) if residuals > 0 else 0.0
+    (slope, _), residuals = np.polyfit(excess, seconds, 1), seconds.var()
+    above = float(slope * excess.mean())
+    r2 = float(slope**2 * excess.var() / residuals) if residuals > 0 else 0.0
     return Tax(float(slope), above, above / float(seconds.mean()), r2)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from controlplane.rules.experts import deviations
+
 Floats = NDArray[np.float64]
 
 
@@ -16,12 +18,9 @@ def autocorrelations(loads: ArrayLike, lags: int) -> Floats:
 
     ρ_k = Σ_e Σ_t d_t·d_{t+k} ÷ Σ_e Σ_t d_t², d = deviation from the expert's mean over the window; at lag 1 it is
     rules.experts.lag1_autocorrelation. Of independent steps about −1/W ± 1/√(W·E). NaN where nothing moved and at lags
-    of W − 1 steps or more.
+    of W − 1 steps or more; steps that are not known (NaN) are left out, with the pairs that they are part of.
     """
-    found = np.asarray(loads)
-    found = found if found.dtype == np.float32 else found.astype(np.float64)
-    moved = found - found.mean(axis=0, keepdims=True)
-    moved[:, (found == found[:1]).all(axis=0)] = 0.0
+    moved = deviations(loads)
     steps, layers = moved.shape[:2]
     result = np.full((layers, lags), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,7 +1,8 @@
 """The stretch of a run's expert records that the alarms judge, and what they all ask of it. Pure.
 
 W steps, L layers, S slots, E real experts. A fresh run is unbalanced by nature until its biases have moved, so nothing
-is judged before a warm-up of optimizer steps, and an imbalance that is still falling is left alone.
+is judged before a warm-up of optimizer steps, and an imbalance that is still falling is left alone. A step without
+tokens tells nothing of its layer: means are of the others, and a layer that has few of those is not judged at all.
 """
 
 from __future__ import annotations
@@ -113,12 +114,22 @@ class ExpertWindow:
     @cached_property
     def cv(self) -> statistics.Floats:
         """[L] mean over the window"""
-        return np.asarray(self.cvs.mean(axis=0), dtype=np.float64)
+        return statistics.mean_of_known(self.cvs, axis=0)
+
+    @cached_property
+    def known_steps(self) -> statistics.Integers:
+        """[L] in how many of the steps the layer's experts have tokens"""
+        return np.asarray(np.isfinite(self.cvs).sum(axis=0), dtype=np.int64)
+
+    @property
+    def unseen(self) -> statistics.Bools:
+        """[L] whether that is in fewer than half of them, which is too little to judge the layer by"""
+        return np.asarray(2 * self.known_steps < len(self.steps), dtype=np.bool_)
 
     @cached_property
     def floors(self) -> statistics.Floats:
         """[L] mean CV in multiples of the sampling floor of correlated tokens: CV₀·√(design effect)."""
-        return np.asarray(self.found.cv_floor.mean(axis=0) / np.sqrt(self.design_effect), dtype=np.float64)
+        return statistics.mean_of_known(self.found.cv_floor, axis=0) / np.sqrt(self.design_effect)
 
     @cached_property
     def lag1(self) -> statistics.Floats:
@@ -128,7 +139,7 @@ class ExpertWindow:
     @cached_property
     def skip_share(self) -> statistics.Floats:
         """[L] mean share of the tokens that take a skip slot"""
-        return np.asarray(self.found.skip_share.mean(axis=0), dtype=np.float64)
+        return statistics.mean_of_known(self.found.skip_share, axis=0)
 
     @cached_property
     def together(self) -> statistics.Floats:
@@ -153,7 +164,7 @@ class ExpertWindow:
         """[L] whether the CV is on its way down: that of the window's later half is below that of its earlier half by
         more than `falling` of it, or the window's below the one of TREND_STEPS before by more than `trend` of that."""
         half, at = len(self.steps) // 2, rule.thresholds
-        early, late = self.cvs[:half].mean(axis=0), self.cvs[half:].mean(axis=0)
+        early, late = (statistics.mean_of_known(part, axis=0) for part in (self.cvs[:half], self.cvs[half:]))
         down = late < early * (1 - at["falling"])
         if self.cv_before is not None:
             # a layer that rises within the window is not falling, whatever it was before
@@ -164,6 +175,11 @@ class ExpertWindow:
 def unknown(window: ExpertWindow, rule: Rule) -> Judgement:
     """Nothing is known of this rule's subject: it keeps the state that it had."""
     return Judgement(unknown=frozenset({Subject(rule.id, window.run_id, RUN)}))
+
+
+def clear(window: ExpertWindow, rule: Rule, unseen: statistics.Bools) -> Judgement:
+    """No layer is found; but one of which nothing is known, [L], may be what was found before."""
+    return unknown(window, rule) if unseen.any() else Judgement()
 
 
 def worst(layers: statistics.Bools, badness: statistics.Floats) -> int:

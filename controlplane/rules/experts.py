@@ -52,7 +52,7 @@ class LayerStatistics:
     skip_share: Floats
     """[..., L] part of all tokens that took a skip slot; 0 in a model without one"""
     floor_cv: Floats
-    """[...] the sampling floor of the whole record, from the mean number of routed tokens of its layers"""
+    """[...] the sampling floor of the whole record, from the mean number of routed tokens of the layers with any"""
     cv_floor: Floats
     """[..., L] cv ÷ the layer's own sampling floor: about 1 is as even as chance allows, whatever the shape"""
     bias_mean: Floats
@@ -143,6 +143,7 @@ def layer_statistics(counts: ArrayLike, bias: ArrayLike, experts: int, top_k: in
         entropy = _entropy(share)
         cv_floor = cv / sampling_floor(routed, experts, top_k)
         skip_share = 1.0 - routed / everything
+        usual = routed.sum(axis=-1) / np.count_nonzero(routed, axis=-1)
     dead = (real == 0) & (routed[..., None] >= DEAD_EXPECTED_TOKENS * experts)
     return LayerStatistics(
         share=share,
@@ -156,7 +157,7 @@ def layer_statistics(counts: ArrayLike, bias: ArrayLike, experts: int, top_k: in
         dead=dead,
         dead_count=dead.sum(axis=-1),
         skip_share=skip_share,
-        floor_cv=sampling_floor(routed.mean(axis=-1), experts, top_k),
+        floor_cv=sampling_floor(usual, experts, top_k),
         cv_floor=cv_floor,
         bias_mean=real_bias.mean(axis=-1),
         bias_spread=np.ptp(real_bias, axis=-1),
@@ -179,10 +180,22 @@ def _gini(share: Floats) -> Floats:
 def mean_of_known(values: ArrayLike, axis: int = -1) -> Floats:
     """The mean over an axis of what is known (finite); NaN of nothing."""
     found = np.asarray(values, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf together
+        plain = found.sum(axis=axis)
+    if found.shape[axis] and np.isfinite(plain).all():
+        return np.asarray(plain / found.shape[axis], dtype=np.float64)
     known = np.isfinite(found)
     total = known.sum(axis=axis)
     sums = np.where(known, found, 0.0).sum(axis=axis)
     return np.asarray(np.where(total > 0, sums / np.maximum(total, 1), np.nan), dtype=np.float64)
+
+
+def bucket_means(values: NDArray[np.float32], starts: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Means [..., C] of what is known of values [..., N] over buckets that begin at `starts` [C]; NaN of nothing."""
+    known = np.isfinite(values)
+    count = np.add.reduceat(known.astype(np.float32), starts, axis=-1)
+    total = np.add.reduceat(np.where(known, values, np.float32(0)), starts, axis=-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def dead_experts(counts: ArrayLike, experts: int, steps: int = DEAD_STEPS, design_effect: ArrayLike = 1.0) -> Bools:
@@ -203,9 +216,10 @@ def lag1_autocorrelation(loads: ArrayLike) -> Floats:
     """Lag-1 autocorrelation [L] of loads [W, L, E] (counts or shares), pooled over the experts of a layer.
 
     ρ₁ = Σ_e Σ_t d_t·d_{t+1} ÷ Σ_e Σ_t d_t², d = deviation from the expert's mean over the window: each expert weighs
-    by its variance. Independent steps give about −1/W. NaN for fewer than three steps or where nothing moved.
+    by its variance. Independent steps give about −1/W. NaN for fewer than three known steps or where nothing moved;
+    pairs of steps of which one is not known are left out.
     """
-    moved = _deviations(loads)
+    moved = deviations(loads)
     if moved.shape[0] < 3:
         return np.full(moved.shape[1], np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -218,7 +232,7 @@ def period_steps(loads: ArrayLike) -> Floats:
 
     NaN for fewer than four steps or where nothing moved. Resolution: W ÷ k for whole k.
     """
-    moved = _deviations(loads)
+    moved = deviations(loads)
     steps = moved.shape[0]
     if steps < 4:
         return np.full(moved.shape[1], np.nan)
@@ -227,13 +241,30 @@ def period_steps(loads: ArrayLike) -> Floats:
         return np.asarray(np.where(power.max(axis=0) > 0, steps / (power.argmax(axis=0) + 1), np.nan), dtype=np.float64)
 
 
-def _deviations(loads: ArrayLike) -> NDArray[np.floating[Any]]:
-    """Loads [W, L, E] less their mean over the window; single precision stays single, for windows of large models."""
+def deviations(loads: ArrayLike) -> NDArray[np.floating[Any]]:
+    """Loads [W, L, E] less their mean over the window; single precision stays single, for windows of large models.
+
+    0 in the steps of a layer that are not known (NaN), and in all of a layer of which fewer than three are.
+    """
     found = np.asarray(loads)
     found = found if found.dtype == np.float32 else found.astype(np.float64)
+    silent = np.isnan(found[..., 0])
+    if silent.any():
+        return _known_deviations(found, ~silent)
     moved: NDArray[np.floating[Any]] = found - found.mean(axis=0, keepdims=True)
     # what is left of a constant series is rounding, not movement
     moved[:, (found == found[:1]).all(axis=0)] = 0.0
+    return moved
+
+
+def _known_deviations(found: NDArray[np.floating[Any]], known: Bools) -> NDArray[np.floating[Any]]:
+    """Of loads [W, L, E] that are `known` in some steps [W, L] only."""
+    steps = known.sum(axis=0)
+    filled = np.where(known[..., None], found, 0)
+    moved: NDArray[np.floating[Any]] = filled - filled.sum(axis=0) / np.maximum(steps, 1).astype(found.dtype)[:, None]
+    first = found[known.argmax(axis=0), np.arange(known.shape[1])]
+    moved[:, ((found == first) | ~known[..., None]).all(axis=0)] = 0.0
+    moved[~known | (steps < 3)] = 0.0
     return moved
 
 
@@ -259,11 +290,11 @@ def sign_flip_rate(bias: ArrayLike, experts: int) -> Floats:
 
 def churn(share: ArrayLike) -> Floats:
     """How much of a layer's load moves to other experts from one step to the next: [L], mean over the window of shares
-    [W, L, E] of ½·Σ_e |p_t − p_{t−1}| (total variation distance). NaN for fewer than two steps."""
+    [W, L, E] of ½·Σ_e |p_t − p_{t−1}| (total variation distance), where both are known. NaN of no such pair."""
     shares = np.asarray(share, dtype=np.float64)
     if shares.shape[0] < 2:
         return np.full(shares.shape[1], np.nan)
-    return np.asarray(np.abs(np.diff(shares, axis=0)).sum(axis=-1).mean(axis=0) / 2, dtype=np.float64)
+    return mean_of_known(np.abs(np.diff(shares, axis=0)).sum(axis=-1) / 2, axis=0)
 
 
 def bias_change(bias: ArrayLike, experts: int) -> Floats:

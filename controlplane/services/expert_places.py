@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from controlplane.rules.expert_ranks import Home, Tax, home, imbalance_tax, rank_loads, skew
+from controlplane.rules.experts import Floats
 from controlplane.services.experts_judged import NAMES, Levels
 from controlplane.store import experts, faults, runs, steps
 from controlplane.store.engine import Session
@@ -120,14 +121,23 @@ def _radius_words(found: Mapping[str, Any]) -> str:
 # --- hot rank or sick rank ---
 
 
-def ranks_view(
-    session: Session, window: Sequence[ExpertStep], levels: Levels | None = None, *, past: bool = False
-) -> Json | None:
-    """Expert-parallel ranks over a window: the fullest, what it costs, and whether load or health makes it slow.
+@dataclass(frozen=True, slots=True)
+class RankLoads:
+    """What expert-parallel ranks carry over the steps of a window that are of its last one's attempt; L layers."""
 
-    levels [L] are the skew alarm's. Health is of now or, for a window of the past, of its last step. None where the run
-    declares no expert parallelism or its experts do not divide into it.
-    """
+    skews: Floats
+    """[L] the fullest rank ÷ the mean one"""
+    layer: int
+    """where the fullest rank is farthest from the mean one"""
+    rank: int
+    """the fullest there"""
+    tax: Tax | None
+    """what uneven ranks cost a step"""
+
+
+def loads_of_ranks(session: Session, window: Sequence[ExpertStep]) -> RankLoads | None:
+    """The ranks' loads over a window and what they cost; None where the run declares no expert parallelism or its
+    experts do not divide into it. Dear, and the same while no step comes."""
     last = window[-1]
     shape, ranks = last.shape, last.expert_parallel
     if ranks < 2 or shape.experts % ranks:
@@ -136,19 +146,37 @@ def ranks_view(
     loads = rank_loads(np.stack([one.counts for one in same]), shape.experts, ranks)
     over = skew(loads.sum(axis=0))
     layer = int(np.argmax(np.nan_to_num(over)))
-    hottest = int(loads.sum(axis=0)[layer].argmax())
     tax = imbalance_tax(_step_seconds(session, last, [one.step for one in same]), loads)
-    sick = _sick_ranks(session, last, ranks, past=past)
+    return RankLoads(over, layer, int(loads.sum(axis=0)[layer].argmax()), tax)
+
+
+def ranks_view(
+    session: Session,
+    window: Sequence[ExpertStep],
+    loads: RankLoads | None,
+    levels: Levels | None = None,
+    *,
+    past: bool = False,
+) -> Json | None:
+    """Expert-parallel ranks over a window: the fullest, what it costs, and whether load or health makes it slow.
+
+    `loads` are of this window, levels [L] the skew alarm's. Health is of now or, for a window of the past, of its
+    last step. None without loads.
+    """
+    if loads is None:
+        return None
+    over, layer, tax = loads.skews, loads.layer, loads.tax
+    sick = _sick_ranks(session, window[-1], past=past)
     return {
-        "ranks": ranks,
+        "ranks": window[-1].expert_parallel,
         "layer": layer,
-        "rank": hottest,
+        "rank": loads.rank,
         "skew": float(over[layer]),
         "level": NAMES[int(levels.max(initial=0))] if levels is not None else "ok",
         "skews": [float(value) for value in over],
         "tax": None if tax is None else {"seconds": tax.seconds, "share": tax.share, "r2": tax.r2},
         "sick": {str(rank): sentence for rank, sentence in sick.items()},
-        "sentence": verdict(hottest, float(over[layer]), layer, tax, sick),
+        "sentence": verdict(loads.rank, float(over[layer]), layer, tax, sick),
     }
 
 
@@ -172,7 +200,7 @@ def verdict(rank: int, over: float, layer: int, tax: Tax | None, sick: Mapping[i
 def _step_seconds(session: Session, last: ExpertStep, wanted: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The slowest rank's seconds of each wanted step; NaN where nobody told."""
     slowest: dict[int, float] = {}
-    for found in steps.read(session, last.run_id, first=wanted[0]):
+    for found in steps.read(session, last.run_id, first=wanted[0], last=wanted[-1]):
         if found.attempt_no != last.attempt_no:
             continue
         for step, seconds in zip(found.step.tolist(), found.step_seconds.tolist(), strict=True):
@@ -181,7 +209,7 @@ def _step_seconds(session: Session, last: ExpertStep, wanted: Sequence[int]) -> 
     return np.array([slowest.get(step, np.nan) for step in wanted], np.float64)
 
 
-def _sick_ranks(session: Session, last: ExpertStep, ranks: int, *, past: bool) -> dict[int, str]:
+def _sick_ranks(session: Session, last: ExpertStep, *, past: bool) -> dict[int, str]:
     """Expert-parallel ranks of which a GPU has a fault that fires in this attempt, or did then, with its sentence."""
     attempt = runs.attempt(session, last.run_id, last.attempt_no)
     where = placed(session, attempt) if attempt is not None else None
@@ -192,5 +220,6 @@ def _sick_ranks(session: Session, last: ExpertStep, ranks: int, *, past: bool) -
         if fault.node in where.nodes and 0 <= fault.rank < where.world:
             lived = home(fault.rank, where.world, last.shape.experts, last.shape.layers, last.layout)
             if lived is not None:
-                found.setdefault(lived.experts[0] * ranks // last.shape.experts, fault.sentence.rstrip("."))
+                rank = lived.experts[0] * last.expert_parallel // last.shape.experts
+                found.setdefault(rank, fault.sentence.rstrip("."))
     return found

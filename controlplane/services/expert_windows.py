@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_window import TREND_STEPS, ExpertWindow, Resumed
+from controlplane.rules.experts import mean_of_known
+from controlplane.services import experts_together
 from controlplane.store import experts, runs
 from controlplane.store.engine import Session
-from controlplane.store.expert_records import ExpertStep, Spread
+from controlplane.store.expert_records import ExpertStep
 from controlplane.store.watch import LiveAttempt
 
 WINDOW_STEPS = 64
@@ -25,39 +27,23 @@ def of_attempt(session: Session, attempt: LiveAttempt, offset: float, book: Rule
     offset: the server's clock less its nodes'.
     """
     recent = experts.recent(session, attempt.run_id, limit=WINDOW_STEPS)
-    same = [step for step in recent if step.attempt_no == attempt.no and step.shape == recent[-1].shape]
-    # a step that was given up waiting for lacks a node, and with it perhaps the layers of a pipeline's stage
-    most = max((step.ranks for step in same), default=0)
-    same = [step for step in same if step.ranks == most]
+    same = experts_together.own([step for step in recent if step.attempt_no == attempt.no])
     if not same:
         return None
     last = same[-1]
     mismatch = np.array([step.route_mismatch for step in same], np.float64)
     is_learning_from_rollouts = bool(np.isfinite(mismatch).any())
-    return ExpertWindow(
-        run_id=attempt.run_id,
+    window = experts_together.window_of(same)
+    return replace(
+        window,
         run_name=attempt.run_name,
-        attempt_no=attempt.no,
-        steps=np.array([step.step for step in same], np.int64),
-        at_s=np.array([step.at_s + offset for step in same], np.float64),
-        counts=np.stack([step.counts for step in same]),
-        bias=np.stack([step.bias for step in same]),
-        experts=last.shape.experts,
-        top_k=last.shape.top_k,
-        spread=spread_of(same),
+        at_s=window.at_s + offset,
         cv_before=cv_before(session, last),
-        expert_parallel=last.expert_parallel,
         balanced_until=_balanced_until(session, attempt.run_id),
         resumed=_resumed(session, attempt, last, int(book["expert-bias-lost"].thresholds["told_steps"])),
         mismatch=mismatch if is_learning_from_rollouts else np.zeros(0),
         mismatch_usual=_usual_mismatch(session, attempt) if is_learning_from_rollouts else math.nan,
     )
-
-
-def spread_of(steps: Sequence[ExpertStep]) -> NDArray[np.float64]:
-    """[3, W, L] as the window takes it; zeros where it is not known."""
-    none = Spread(*np.zeros((3, steps[0].shape.layers)))
-    return np.stack([(step.spread or none).stacked() for step in steps], axis=1)
 
 
 def cv_before(session: Session, last: ExpertStep) -> NDArray[np.float64] | None:
@@ -67,7 +53,7 @@ def cv_before(session: Session, last: ExpertStep) -> NDArray[np.float64] | None:
     own = told.attempt_no == last.attempt_no
     if own.sum() < WINDOW_STEPS // 2:
         return None
-    return np.asarray(told.values["cv"][:, own].mean(axis=1), dtype=np.float64)
+    return mean_of_known(told.values["cv"][:, own], axis=1)
 
 
 def _balanced_until(session: Session, run_id: str) -> int | None:

@@ -146,7 +146,7 @@ def _judged(
         found=moving.newest,
         cv_floor=floors[-1],
         effect=effect,
-        deff=experts_words.median(effect) or 1.0,
+        deff=experts_words.median(effect[moving.known_steps > 0]) or 1.0,
         shares=[balance.share for balance in moving.balances],
         judged=experts_judged.judge(steps, moving, effect, book, earlier),
         moving=moving,

@@ -20,8 +20,9 @@ from controlplane.rules import book as rule_book
 from controlplane.rules.book import Rule, RuleBook
 from controlplane.rules.expert_window import ExpertWindow
 from controlplane.rules.experts import Floats, LayerStatistics, dead_experts
+from controlplane.services import experts_together
 from controlplane.services.experts_window import MovingWindow
-from controlplane.store.expert_records import ExpertStep, Spread
+from controlplane.store.expert_records import ExpertStep
 
 OK, WARN, FAULT = 0, 1, 2
 NAMES = ("ok", "warn", "fault")
@@ -46,6 +47,10 @@ class Judged:
     is_settling: bool
     """whether it does not judge since the window reaches into the warm-up"""
     is_judged: bool
+    unseen: NDArray[np.bool_]
+    """[L] whether too few of the steps have tokens of the layer to judge it"""
+    silent: NDArray[np.bool_]
+    """[L] whether none of them was told any token of it, as when the agents of a pipeline's stage are gone"""
     floors: Floats
     """[L] mean CV of the steps in floors in force"""
     cv: Floats
@@ -80,13 +85,14 @@ class Judged:
 
     @property
     def level(self) -> str:
-        """ok, warn or fault of the whole run."""
-        return NAMES[int(self.levels.max(initial=OK))]
+        """ok, warn or fault of the whole run; what cannot be seen of it is at least a warning."""
+        return NAMES[max(int(self.levels.max(initial=OK)), WARN if self.unseen.any() else OK)]
 
     def worst(self) -> int:
         """The layer that is farthest from even, of those that are named at the gravest level."""
         gravest = self.uneven == self.uneven.max(initial=OK)
-        return int(np.argmax(np.where(gravest, np.nan_to_num(self.floors, nan=-1.0), -2.0)))
+        floors = np.where(self.unseen, -1.0, np.nan_to_num(self.floors, nan=-1.0))
+        return int(np.argmax(np.where(gravest, floors, -2.0)))
 
 
 @cache
@@ -116,11 +122,10 @@ def judge(
 ) -> Judged:
     """The window of steps of one shape, not none, that `moving` was moved to; effect [L] is its design effect."""
     rules = book or shipped_book()
-    own = _own(steps)
-    window = _window(own, moving if len(own) == len(steps) else None)
-    if len(own) != len(steps) or any(len(own) > rules[name].thresholds["window_steps"] for name in _WINDOWED):
-        window = replace(window, spread=_spread(own))
-    else:
+    own = experts_together.own(steps)
+    whole = len(own) == len(steps) and all(len(own) <= rules[name].thresholds["window_steps"] for name in _WINDOWED)
+    window = experts_together.window_of(own, moving if whole else None)
+    if whole:
         window = _knowing(window, moving, effect)
     uneven, skewed = _of_loads(window, rules)
     if earlier is not None and (uneven.any() or (skewed is not None and skewed.any())):
@@ -129,18 +134,20 @@ def judge(
             window = replace(window, cv_before=before).knowing(**_held(window))
             uneven, skewed = _of_loads(window, rules)
     rule = rules["expert-imbalance"]
-    whole = window.last(rule, int(rule.thresholds["window_steps"]))
+    judged = window.last(rule, int(rule.thresholds["window_steps"]))
     return Judged(
         steps=len(own),
         wanted=int(rule.thresholds["window_steps"]),
         warn_floor=rule.thresholds["cv_floor"],
-        is_settling=whole is None and bool(window.steps[0] <= rule.thresholds["warmup_steps"]),
-        is_judged=whole is not None,
+        is_settling=judged is None and bool(window.steps[0] <= rule.thresholds["warmup_steps"]),
+        is_judged=judged is not None,
+        unseen=window.unseen,
+        silent=np.asarray(~window.together.any(axis=-1), dtype=np.bool_),
         floors=window.floors,
         cv=window.cv,
         lasting=window.lasting,
         lag1=window.lag1,
-        falling=whole.falling(rule) if whole is not None else np.zeros(len(uneven), np.bool_),
+        falling=judged.falling(rule) if judged is not None else np.zeros(len(uneven), np.bool_),
         uneven=uneven,
         swinging=_graded(rules["expert-oscillation"], window, alarms_load.swinging_layers),
         dead=_dead(window, rules["expert-dead"]),
@@ -160,35 +167,7 @@ def _of_loads(window: ExpertWindow, rules: RuleBook) -> tuple[Levels, Levels | N
     return uneven, _graded(rules["expert-parallel-skew"], window, alarms_routes.skewed_layers)
 
 
-def _own(steps: Sequence[ExpertStep]) -> Sequence[ExpertStep]:
-    """Those that the alarms look at: of the newest attempt, told by as many ranks as the fullest."""
-    own = [step for step in steps if step.attempt_no == steps[-1].attempt_no]
-    most = max(step.ranks for step in own)
-    return [step for step in own if step.ranks == most]
-
-
-def _window(own: Sequence[ExpertStep], moving: MovingWindow | None) -> ExpertWindow:
-    last = own[-1]
-    return ExpertWindow(
-        run_id=last.run_id,
-        run_name=last.run_id,
-        attempt_no=last.attempt_no,
-        steps=np.array([step.step for step in own], np.int64),
-        at_s=np.array([step.at_s for step in own]),
-        counts=np.stack([step.counts for step in own]) if moving is None else moving.each("counts"),
-        bias=np.stack([step.bias for step in own]) if moving is None else moving.each("bias"),
-        experts=last.shape.experts,
-        top_k=last.shape.top_k,
-        expert_parallel=last.expert_parallel,
-    )
-
-
-def _spread(own: Sequence[ExpertStep]) -> NDArray[np.float64]:
-    none = Spread(*np.zeros((3, own[0].shape.layers)))
-    return np.stack([(step.spread or none).stacked() for step in own], axis=1)
-
-
-_HELD = ("design_effect", "floors", "cvs", "together", "lasting", "lag1", "skip_share")
+_HELD = ("design_effect", "floors", "cvs", "known_steps", "together", "lasting", "lag1", "skip_share")
 
 
 def _knowing(window: ExpertWindow, moving: MovingWindow, effect: Floats) -> ExpertWindow:
@@ -197,6 +176,7 @@ def _knowing(window: ExpertWindow, moving: MovingWindow, effect: Floats) -> Expe
         design_effect=effect,
         floors=moving.mean("cv_floor") / np.sqrt(effect),
         cvs=moving.each("cv"),
+        known_steps=moving.known_steps,
         together=moving.together,
         lag1=moving.lag1(),
         skip_share=moving.mean("skip_share"),

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from controlplane.rules.book import RuleBook
 from controlplane.rules.expert_marks import BEFORE_STEPS, data_mix_shifts
 from controlplane.rules.expert_swings import autocorrelations
-from controlplane.rules.experts import mean_of_known, period_steps
+from controlplane.rules.experts import bucket_means, mean_of_known, period_steps
 from controlplane.runs.states import RUN_ENDED
-from controlplane.services import experts_judged, frames
+from controlplane.services import experts_frame, experts_judged, experts_together, frames
 from controlplane.services.live import HISTORY, Live
 from controlplane.store import experts, runs
 from controlplane.store.engine import Session
@@ -199,7 +199,7 @@ def layers_frame(
 
 def _columns(values: Mapping[str, NDArray[np.float32]], starts: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
     """Of values [L, N] the means a column, and of cv_floor the worst layer's and the median one's."""
-    means = {name: _bucket_means(of_layers, starts) for name, of_layers in values.items()}
+    means = {name: bucket_means(of_layers, starts) for name, of_layers in values.items()}
     cv_floor = values["cv_floor"]
     worst = np.maximum.reduceat(np.where(np.isfinite(cv_floor), cv_floor, -np.inf).max(axis=0), starts)
     return {
@@ -207,14 +207,6 @@ def _columns(values: Mapping[str, NDArray[np.float32]], starts: NDArray[np.intp]
         "worst": np.where(np.isfinite(worst), worst, np.nan).astype(np.float32),
         "middle": _median_known(means["cv_floor"]),
     }
-
-
-def _bucket_means(values: NDArray[np.float32], starts: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Means [L, C] of what is known of values [L, N] over buckets that begin at `starts`; NaN where nothing is."""
-    known = np.isfinite(values)
-    count = np.add.reduceat(known.astype(np.float32), starts, axis=1)
-    total = np.add.reduceat(np.where(known, values, np.float32(0)), starts, axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def _median_known(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -226,35 +218,49 @@ def _median_known(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(count > 0, (ordered[low, columns] + ordered[high, columns]) / 2, np.nan).astype(np.float32)
 
 
-def swings_frame(session: Session, live: Live, run_id: str, step: int | None = None) -> tuple[str, bytes] | None:
+def swings_frame(
+    session: Session, live: Live, run_id: str, step: int | None = None, book: RuleBook | None = None
+) -> tuple[str, bytes] | None:
     """How the loads of each layer repeat over the 64 steps up to a step, as (ETag, frame); None if there are none.
 
-    Arrays of L layers and K lags: autocorrelation f4 [L, K] at the lags 1 … K, NaN where nothing moved; period f4 [L],
-    the strongest one in steps. The head says how many `steps` there were.
+    Of those steps that the alarms judge together, so that a restart begins anew. Arrays of L layers and K lags:
+    autocorrelation f4 [L, K] at the lags 1 … K, NaN where nothing moved; period f4 [L], the strongest one in steps;
+    swinging u1 [L], what the oscillation alarm names (0 ok, 1 warn, 2 fault). The head says how many `steps` there
+    were, and whether they are enough to be `judged`.
     """
     run = live.run(run_id)
     if step is not None:
         found = past(session, run_id, step)[0]
     else:
         found = run.window if run else experts.recent(session, run_id, limit=HISTORY)
-    window = [one for one in found if one.shape == found[-1].shape]
-    if not window:
+    if not found:
         return None
+    place = "" if step is None else "-past"
+    key = (found[-1].key, found[-1].ranks, len(found))
+    return live.kept(run_id, f"swings{place}", key, lambda: _swings_of(found, book))
+
+
+def _swings_of(found: Sequence[ExpertStep], book: RuleBook | None) -> tuple[str, bytes]:
+    judged = experts_frame.picture(found, book).judged
+    window = experts_together.own(found)
     last = window[-1]
     counts = np.stack([one.counts[:, : last.shape.experts] for one in window]).astype(np.float32)
-    shares = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+    with np.errstate(invalid="ignore"):  # a step without tokens is not known
+        shares = counts / counts.sum(axis=-1, keepdims=True)
     meta = {
-        "run": run_id,
+        "run": last.run_id,
         "step": last.step,
         "at_s": last.at_s,
         "layers": last.shape.layers,
         "experts": last.shape.experts,
         "steps": len(window),
+        "judged": judged.is_judged,
     }
     content = frames.payload(
         {
             "autocorrelation": autocorrelations(shares, LAGS).astype(np.float32),
             "period": period_steps(shares).astype(np.float32),
+            "swinging": judged.swinging,
         }
     )
     return frames.tag(content, meta), frames.pack("swings", meta, content)

@@ -58,6 +58,7 @@ def table(
     row = runs.get(session, run_id)
     received_s = run.received_s if run is not None and step is None else last.at_s
     age_s = max(0.0, now - received_s)
+    ended = step is None and row is not None and row.status in RUN_ENDED
     return {
         "run": run_id,
         "attempt": last.attempt_no,
@@ -73,7 +74,7 @@ def table(
         "ranks": last.ranks,
         "floor_cv": number(seen.floor),
         "settling": seen.settling,
-        "sentence": experts_words.sentence(seen, ended=row is not None and row.status in RUN_ENDED),
+        "sentence": experts_words.sentence(seen, ended=ended),
         "tiles": experts_words.tiles(seen),
         "facts_step": told.step if told is not None else None,
         "by_layer": _layers(seen, told, experts_figures.of_layers(seen, window, told)),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from controlplane.rules.experts import Floats, LayerStatistics, design_effect, layer_statistics
+from controlplane.rules.experts import Floats, Integers, LayerStatistics, design_effect, layer_statistics, mean_of_known
 from controlplane.store.expert_records import ExpertStep, Shape
 
 NOTHING_MOVED = 1e-12
@@ -108,6 +108,8 @@ class MovingWindow:
         """[L, E] of the shares of the rows. Shares are single precision, so adding and taking away is all but exact."""
         self._counts: Floats = np.zeros((0, 0))
         """[L, S] of the counts of the rows, which are whole numbers: exact"""
+        self._silent = 0
+        """In how many of the rows how many layers have no tokens, all together"""
         self._newest: tuple[ExpertStep | None, LayerStatistics | None] = (None, None)
 
     @property
@@ -139,21 +141,24 @@ class MovingWindow:
             shape = steps[0].shape
             self._tape = _Tape(shape)
             self._sums, self._counts = np.zeros((shape.layers, shape.experts)), np.zeros((shape.layers, shape.slots))
+            self._silent = 0
         for step in steps[len(rows) :]:
             self._enter(step)
 
     def _leave(self, step: ExpertStep, balance: Balance) -> None:
         self._sums -= _known(balance.share)
         self._counts -= step.counts
+        self._silent -= int(np.isnan(balance.figures["cv"]).sum())
 
     def _enter(self, step: ExpertStep) -> None:
         found = statistics_of(step)
         balance = balance_of(step, found)
-        share = balance.share.astype(np.float64)
-        before = self._rows[-1][1].share if self._rows else balance.share
-        squares, products = (np.einsum("le,le->l", share, other) for other in (share, before.astype(np.float64)))
-        self._sums += _known(share)
+        share = _known(balance.share.astype(np.float64))
+        before = _known(self._rows[-1][1].share).astype(np.float64) if self._rows else share
+        squares, products = (np.einsum("le,le->l", share, other) for other in (share, before))
+        self._sums += share
         self._counts += step.counts
+        self._silent += int(np.isnan(balance.figures["cv"]).sum())
         sums = {"squares": squares, "products": products}
         self._tape.add({"counts": step.counts, "bias": step.bias} | balance.figures | sums)
         self._rows.append((step, balance))
@@ -164,8 +169,15 @@ class MovingWindow:
         return self._tape[name]
 
     def mean(self, name: str) -> Floats:
-        """One of FIGURES, mean over the steps [L]; NaN where a step's is."""
-        return np.asarray(self.each(name).mean(axis=0), dtype=np.float64)
+        """One of FIGURES, mean over the steps that are known [L]; NaN where none is."""
+        return mean_of_known(self.each(name), axis=0)
+
+    @property
+    def known_steps(self) -> Integers:
+        """[L] in how many of the steps the layer's experts have tokens."""
+        if not self._silent:
+            return np.full(len(self._sums), len(self._rows), np.int64)
+        return np.asarray((~np.isnan(self.each("cv"))).sum(axis=0), dtype=np.int64)
 
     @property
     def together(self) -> Floats:
@@ -175,19 +187,33 @@ class MovingWindow:
     def lag1(self) -> Floats:
         """rules.experts.lag1_autocorrelation of the window's shares: [L], from the sums.
 
-        With m the mean over W steps: Σ_t (x_t − m)² = Σ x_t² − W·m² and
-        Σ_t (x_t − m)(x_{t+1} − m) = Σ x_t·x_{t+1} + m·(x_1 + x_W) − (W + 1)·m².
+        With m the mean over the W known steps, of which P pairs are neighbours, and the ends all those that begin or
+        end such a stretch: Σ_t (x_t − m)² = Σ x_t² − W·m² and
+        Σ_t (x_t − m)(x_{t+1} − m) = Σ x_t·x_{t+1} + m·Σ ends − (2·W − P)·m².
         """
-        steps = len(self._rows)
-        if steps < 3:
-            return np.full(len(self._sums), np.nan)
-        mean = self._sums / steps
-        ends = self._rows[0][1].share.astype(np.float64) + self._rows[-1][1].share
+        steps = self.known_steps
+        mean = self._sums / np.maximum(steps, 1)[:, None]
+        pairs, ends = self._pairs()
         of_mean = np.einsum("le,le->l", mean, mean)
         squares = self._tape["squares"].sum(axis=0)
         products = self._tape["products"][1:].sum(axis=0)
         variance = squares - steps * of_mean
-        together = products + np.einsum("le,le->l", mean, ends) - (steps + 1) * of_mean
+        together = products + np.einsum("le,le->l", mean, ends) - (2 * steps - pairs) * of_mean
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = np.where(variance > NOTHING_MOVED * squares, together / variance, np.nan)
+            moved = (steps >= 3) & (variance > NOTHING_MOVED * squares)
+            found = np.where(moved, together / variance, np.nan)
         return np.asarray(found, dtype=np.float64)
+
+    def _pairs(self) -> tuple[Integers, Floats]:
+        """How many neighbours among the steps both know a layer [L], and the sum of the shares [L, E] at the ends of
+        its known stretches."""
+        rows = self._rows
+        ends = _known(rows[0][1].share).astype(np.float64) + _known(rows[-1][1].share)
+        if not self._silent:
+            return np.full(len(ends), len(rows) - 1, np.int64), ends
+        known = ~np.isnan(self.each("cv"))
+        for step, other in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
+            edge = known[step] & ~known[other]
+            for at in np.flatnonzero(edge.any(axis=1)):
+                ends[edge[at]] += rows[int(at) + (step.start or 0)][1].share[edge[at]]
+        return np.asarray((known[1:] & known[:-1]).sum(axis=0), dtype=np.int64), ends

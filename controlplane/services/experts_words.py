@@ -20,6 +20,8 @@ from controlplane.services.experts_window import MovingWindow
 from controlplane.store.expert_records import ExpertStep
 
 LAYERS_NAMED = 3
+UNKNOWN = "–"
+NO_TOKENS = "no tokens recorded"
 Tile = dict[str, str]
 
 
@@ -35,7 +37,7 @@ class Picture:
     effect: Floats
     """[L] design effect of the window; 1 where ranks tell none"""
     deff: float
-    """the median layer's"""
+    """the median layer's, of those that have tokens"""
     shares: Sequence[NDArray[np.floating[Any]]]
     """of each of the W steps [L, E]"""
     judged: Judged
@@ -67,14 +69,13 @@ class Picture:
 def sentence(seen: Picture, *, ended: bool = False) -> dict[str, str]:
     """What stands out in the window: lead, rest, level. `ended`: no step comes after it."""
     judged = seen.judged
-    named = [*_uneven_words(seen), *_dead_words(seen), *_swing_words(judged), *_skip_words(judged)]
+    of_loads = [*_uneven_words(seen), *_dead_words(seen), *_swing_words(judged)]
+    named, unseen = [*of_loads, *_skew_words(judged), *_skip_words(judged)], _unseen_words(judged)
     if not judged.is_judged:
-        lead, rest = _unjudged_words(seen, ended), [_farthest(seen), *named]
-    elif named:
-        lead, rest = named[0], named[1:]
+        told = [_unjudged_words(seen, ended), *unseen, _farthest(seen), *named]
     else:
-        lead, rest = _even_words(seen)
-    return {"lead": lead, "rest": " ".join(rest), "level": judged.level}
+        told = [*named, *unseen, *([] if named else _even_words(seen))]
+    return {"lead": told[0], "rest": " ".join(part for part in told[1:] if part), "level": judged.level}
 
 
 def _unjudged_words(seen: Picture, ended: bool) -> str:
@@ -116,18 +117,34 @@ def _uneven_words(seen: Picture) -> list[str]:
     return [*words, f"{_count(more, 'more layer')} {'is' if more == 1 else 'are'} uneven."] if more else words
 
 
-def _even_words(seen: Picture) -> tuple[str, list[str]]:
+def _unseen_words(judged: Judged) -> list[str]:
+    """Of layers that nobody recorded, or in so few steps that no rule judges them."""
+    layers, words = len(judged.unseen), []
+    if silent := int(judged.silent.sum()):
+        words.append(f"{silent} of {layers} layers {'has' if silent == 1 else 'have'} no tokens recorded.")
+    if few := int((judged.unseen & ~judged.silent).sum()):
+        has = "has tokens for its" if few == 1 else "have tokens for their"
+        words.append(f"{few} of {layers} layers {has} experts in fewer than half of the steps.")
+    return words
+
+
+def _even_words(seen: Picture) -> list[str]:
     """Of a window in which no rule names a layer: even, uneven from step to step only, or on its way."""
-    judged, layers = seen.judged, seen.last.shape.layers
-    layer = seen.worst()
-    far, lasting = times(float(judged.floors[layer])), judged.lasting.cv[layer]
-    if judged.falling[layer] and judged.floors[layer] > judged.warn_floor:
-        return f"Layer {layer} is at {far} its sampling floor, and its CV is falling.", []
-    if judged.floors[layer] > judged.warn_floor:
-        rest = f"Layer {layer}'s steps lie at {far} their sampling floor, and together at a CV of {lasting:.2f}."
-        return f"All {layers} layers even out over {judged.steps} steps.", [rest]
-    rest = f"The farthest, layer {layer}, is at {far} its sampling floor."
-    return f"All {layers} layers are as even as chance allows.", [rest]
+    judged, layer = seen.judged, seen.worst()
+    known = int(np.count_nonzero(~judged.unseen))
+    if not known:
+        return []
+    which = f"All {known} layers" if known == len(judged.unseen) else f"The other {known}" if known > 1 else "The other"
+    is_one = which == "The other"
+    floors, lasting = float(judged.floors[layer]), judged.lasting.cv[layer]
+    far = times(floors)
+    if judged.falling[layer] and floors > judged.warn_floor:
+        return [f"Layer {layer} is at {far} its sampling floor, and its CV is falling."]
+    if floors > judged.warn_floor:
+        steps = f"Layer {layer}'s steps lie at {far} their sampling floor, and together at a CV of {lasting:.2f}."
+        return [f"{which} {'evens' if is_one else 'even'} out over {judged.steps} steps.", steps]
+    rest = [f"The farthest, layer {layer}, is at {far} its sampling floor."] if np.isfinite(floors) else []
+    return [f"{which} {'is' if is_one else 'are'} as even as chance allows.", *rest]
 
 
 def _dead_words(seen: Picture) -> list[str]:
@@ -147,6 +164,14 @@ def _swing_words(judged: Judged) -> list[str]:
     return [f"Layer {layers[0]} swings." if len(layers) == 1 else f"{len(layers)} layers swing."]
 
 
+def _skew_words(judged: Judged) -> list[str]:
+    layers = np.flatnonzero(judged.skewed if judged.skewed is not None else ())
+    if not len(layers):
+        return []
+    whose = f"Layer {layers[0]}'s" if len(layers) == 1 else f"{len(layers)} layers'"
+    return [f"{whose} ranks are skewed."]
+
+
 def _skip_words(judged: Judged) -> list[str]:
     if not judged.skipping.any():
         return []
@@ -164,9 +189,9 @@ def tiles(seen: Picture) -> list[Tile]:
         tile(
             "worst layer",
             times(float(judged.floors[worst])),
-            f"floor · L{worst}",
+            "" if judged.unseen.all() else f"floor · L{worst}",
             _uneven_count(judged),
-            NAMES[int(judged.uneven.max(initial=0))],
+            NAMES[max(int(judged.uneven.max(initial=0)), WARN if judged.unseen.any() else 0)],
         ),
         tile(
             "median layer",
@@ -179,7 +204,7 @@ def tiles(seen: Picture) -> list[Tile]:
             "effective experts",
             _plain(median(effective), 1),
             f"of {shape.experts}",
-            f"exp(H), fewest {_plain(number(effective[fewest]), 1)} in L{fewest}",
+            f"exp(H), fewest {effective[fewest]:.1f} in L{fewest}" if np.isfinite(effective).any() else NO_TOKENS,
         ),
         _skip_tile(judged),
         _swing_tile(seen),
@@ -188,20 +213,24 @@ def tiles(seen: Picture) -> list[Tile]:
 
 def _uneven_count(judged: Judged) -> str:
     """How many layers the alarm names, or why none."""
+    fault, warn = (int(np.count_nonzero(judged.uneven == level)) for level in (FAULT, WARN))
+    if fault or warn:
+        return f"{fault} collapsing, {warn} uneven in {judged.steps} steps"
+    if unseen := int(judged.unseen.sum()):
+        return f"{unseen} of {len(judged.unseen)} layers not {'judged' if unseen > judged.silent.sum() else 'recorded'}"
     if not judged.is_judged:
         return "not judged in the warm-up" if judged.is_settling else f"not judged, {judged.steps} steps"
-    fault, warn = (int(np.count_nonzero(judged.uneven == level)) for level in (FAULT, WARN))
-    return f"{fault} collapsing, {warn} uneven in {judged.steps} steps" if fault or warn else "no layer is uneven"
+    return "no layer is uneven"
 
 
 def _dead_tile(seen: Picture) -> Tile:
     shape, judged = seen.last.shape, seen.judged
-    named = bool((judged.dead == 2).any())
+    named, told = bool((judged.dead == 2).any()), int(np.count_nonzero(~judged.silent))
     return tile(
         "dead experts",
-        str(int(np.count_nonzero(judged.dead))),
-        f"of {shape.layers * shape.experts:,}",
-        _dead_named(seen),
+        str(int(np.count_nonzero(judged.dead))) if told else UNKNOWN,
+        f"of {told * shape.experts:,}" if told else "",
+        _dead_named(seen) if told else NO_TOKENS,
         NAMES[judged.dead_level] if named else "ok",
     )
 
@@ -230,11 +259,12 @@ def _first_few(names: Any) -> str:
 
 def _skip_tile(judged: Judged) -> Tile:
     skip = judged.skip_share
-    mean = float(np.nanmean(skip)) if np.isfinite(skip).any() else np.nan
-    most = int(np.argmax(np.nan_to_num(skip, nan=-1.0)))
+    if not np.isfinite(skip).any():
+        return tile("skip share", UNKNOWN, "of tokens", NO_TOKENS)
+    mean, most = float(np.nanmean(skip)), int(np.argmax(np.nan_to_num(skip, nan=-1.0)))
     return tile(
         "skip share",
-        "?" if np.isnan(mean) else f"{100 * mean:.2f} %",
+        f"{100 * mean:.2f} %",
         "of tokens",
         f"most {100 * skip[most]:.2f} % in L{most}" if mean > 0 else "no token took a skip slot",
         NAMES[int(judged.skipping.max(initial=0))],
@@ -244,7 +274,7 @@ def _skip_tile(judged: Judged) -> Tile:
 def _swing_tile(seen: Picture) -> Tile:
     judged = seen.judged
     layers = np.flatnonzero(judged.swinging)
-    if not judged.is_judged and not len(layers):
+    if (not judged.is_judged or judged.unseen.all()) and not len(layers):
         return tile("oscillating", "–", "", _uneven_count(judged))
     context = f"none in the last {len(seen.shares)} steps"
     if len(layers):
@@ -272,12 +302,12 @@ def median(values: NDArray[np.floating[Any]]) -> float | None:
 
 
 def times(value: float | None) -> str:
-    """1.23×, 8.2×"""
-    return "?" if value is None or not np.isfinite(value) else f"{value:.2f}×" if value < 2 else f"{value:.1f}×"
+    """1.23×, 8.2×, and a dash for what is not known"""
+    return UNKNOWN if value is None or not np.isfinite(value) else f"{value:.2f}×" if value < 2 else f"{value:.1f}×"
 
 
 def _plain(value: float | None, digits: int = 3) -> str:
-    return "?" if value is None else f"{value:.{digits}f}"
+    return UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
 def _count(count: int, noun: str) -> str:

@@ -155,7 +155,8 @@ class Watch:
         if not any(finding.rule == "expert-parallel-skew" for finding in judgement.findings):
             return judgement
         recent = experts.recent(session, attempt.run_id, limit=expert_windows.WINDOW_STEPS)
-        ranks = expert_places.ranks_view(session, recent) if recent else None
+        loads = expert_places.loads_of_ranks(session, recent) if recent else None
+        ranks = expert_places.ranks_view(session, recent, loads)
         if ranks is None:
             return judgement
         joined = {"verdict": ranks["sentence"], "tax": ranks["tax"], "skews": ranks["skews"]}

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from controlplane.rules.book import RuleBook
-from controlplane.rules.expert_controller import identify
 from controlplane.rules.expert_marks import BEFORE_STEPS
-from controlplane.rules.experts import bias_change, same_direction_share, sign_flip_rate
 from controlplane.runs.states import RUN_ENDED
 from controlplane.services import (
     expert_places,
     expert_windows,
+    experts_controller,
     experts_frame,
     experts_judged,
     experts_over_time,
@@ -55,6 +54,7 @@ def summary(
     age_s = max(0.0, now - (run.received_s if run and step is None else last.at_s))
     ended = step is None and row is not None and row.status in RUN_ENDED
     place = "" if step is None else "-past"
+    key = (last.key, last.ranks, len(window))
     return {
         "run": run_id,
         **_of_step(last),
@@ -69,14 +69,16 @@ def summary(
         "controller": live.kept(
             run_id,
             f"controller{place}",
-            (last.key, last.ranks, len(window)),
-            lambda: _controller(window, picture, book or shipped_book()),
+            key,
+            lambda: experts_controller.of_layers(window, picture, book or shipped_book()),
         ),
-        "parallel": live.kept(
-            run_id,
-            f"parallel{place}",
-            (last.key, last.ranks),
-            lambda: expert_places.ranks_view(session, window, picture.judged.skewed, past=step is not None),
+        # health is asked each time: a sick GPU is often why no further step comes
+        "parallel": expert_places.ranks_view(
+            session,
+            window,
+            live.kept(run_id, f"ranks{place}", key, lambda: expert_places.loads_of_ranks(session, window)),
+            picture.judged.skewed,
+            past=step is not None,
         ),
         "maxvio": _maxvio(session, run_id),
         "records": experts.counted(session, run_id),
@@ -126,28 +128,6 @@ def _window(session: Session, live: Live, run_id: str) -> Sequence[ExpertStep]:
     return run.window if run else experts.recent(session, run_id, limit=HISTORY)
 
 
-def _controller(window: Sequence[ExpertStep], picture: Picture, book: RuleBook) -> list[dict[str, Any]]:
-    """What each layer's biases do over the window, and which controller explains it (rules.expert_controller)."""
-    shape = picture.last.shape
-    alike = [step for step in window if step.shape == shape]
-    bias = np.stack([step.bias for step in alike])
-    steered = identify(np.stack([step.counts for step in alike]), bias, shape.experts)
-    figures = {
-        "same_direction": same_direction_share(bias, shape.experts),
-        "sign_flips": sign_flip_rate(bias, shape.experts),
-        "bias_spread": picture.found.bias_spread,
-        "drift": bias_change(bias, shape.experts),
-        **{name: getattr(steered, name) for name in ("kp", "ki", "kd", "r2", "sign_gain", "sign_r2")},
-    }
-    at = book["expert-runaway"].thresholds
-    inverted = steered.inverted(at["least_r2"], at["least_pid_r2"]).tolist()
-    return [
-        {"layer": layer, "kind": kind, "inverted": inverted[layer]}
-        | {name: number(values[layer]) for name, values in figures.items()}
-        for layer, kind in enumerate(steered.kind)
-    ]
-
-
 def _maxvio(session: Session, run_id: str) -> dict[str, Any]:
     """Mean MaxVio over layers in the first and in the last MAXVIO_STEPS steps of the current view."""
     bounds = experts.bounds(session, run_id)
@@ -189,6 +169,30 @@ def frame_at(
     meta |= {"simulated": bool(run and run.simulated), "stale": False, "asked": step}
     content = frames.payload(arrays)
     return frames.tag(content, meta), frames.pack("experts", meta, content)
+
+
+def newest_frame(
+    session: Session, live: Live, run_id: str, *, now: float, book: RuleBook | None = None
+) -> tuple[str, bytes] | None:
+    """The experts frame of a run's newest stored step as (ETag, frame): of a run that `live` does not hold (any more).
+
+    It says what Live.experts_frame would; None if nothing is stored.
+    """
+    window = experts.recent(session, run_id, limit=HISTORY)
+    if not window:
+        return None
+    last = window[-1]
+
+    def made() -> tuple[dict[str, Any], frames.Payload]:
+        meta, arrays = experts_frame.of_window(
+            window, book=book, earlier=lambda of: expert_windows.cv_before(session, of)
+        )
+        return meta, frames.payload(arrays)
+
+    told, content = live.kept(run_id, "frame", (last.key, last.ranks, len(window)), made)
+    age_s = max(0.0, now - last.at_s)
+    meta = {**told, "simulated": False, "stale": age_s > BLIND_AFTER_S}
+    return frames.tag(content, meta), frames.pack("experts", {**meta, "age_s": round(age_s, 3)}, content)
 
 
 def raster_frame(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Row, select
 from sqlalchemy.orm import Session
 
+from controlplane.rules.experts import bucket_means
 from controlplane.store.arrays import Arrays
 from controlplane.store.codec import COLUMNS
 from controlplane.store.expert_coding import decode_layer, decode_raw_layer
@@ -32,7 +33,8 @@ class Raster:
 
     A column is of so many steps that have their counts, and of the steps up to them of which only statistics are left.
     `step`, `attempt_no` and `at_s` [C] are its last step's; share and bias [E, C], cv_floor and skip_share [C] are
-    means over its steps. `floor_cv` is the floor in force at the last step, NaN unknown.
+    means over those of its steps that tell it, NaN where none does: a layer without tokens has no share, one that
+    nobody told no bias. `floor_cv` is the floor in force at the last step, NaN unknown.
     """
 
     step: Integers
@@ -99,8 +101,8 @@ def read_raster(
         at_s=stored.of_steps("at_s")[last_of],
         share=share,
         bias=bias,
-        cv_floor=_bucket_means(floors, starts),
-        skip_share=_bucket_means(stored.of_layer("skip_share", layer)[covered], starts),
+        cv_floor=bucket_means(floors, starts),
+        skip_share=bucket_means(stored.of_layer("skip_share", layer)[covered], starts),
         floor_cv=_floor(stored, layer, int(last_of[-1]), float(floors[-1])),
         before=stored.step[seen],
         mean_maxvio=stored.of_steps("mean_maxvio")[seen],
@@ -138,16 +140,11 @@ def _floor(stored: _Stored, layer: int, at: int, floors: float) -> float:
         return float(np.float64(cv) / floors)
 
 
-def _bucket_means(values: Float32, starts: NDArray[np.intp]) -> Float32:
-    """Means over buckets that begin at `starts`."""
-    sums: Float32 = np.add.reduceat(values, starts)
-    return (sums / np.diff(np.append(starts, len(values)))).astype(np.float32)
-
-
 def _means(session: Session, stored: _Stored, layer: int, kept: Integers, column: Integers) -> tuple[Float32, Float32]:
     """Share and bias [E, C], means over columns; `column` [K] says in which of them the steps `kept` [K] are."""
     experts, columns = stored.rows[-1].experts, int(column[-1]) + 1
     share, bias = np.zeros((experts, columns), np.float32), np.zeros((experts, columns), np.float32)
+    shared = biased = np.bincount(column, minlength=columns).astype(np.float32)
     place = np.full(len(stored.step), -1)
     place[kept] = column
     ends = np.cumsum(stored.sizes)[:-1]
@@ -161,13 +158,20 @@ def _means(session: Session, stored: _Stored, layer: int, kept: Integers, column
             loads, leans, here = loads[:, order], leans[:, order], here[order]
         starts = np.flatnonzero(np.diff(here, prepend=-1))
         shares = loads.astype(np.float32)
-        shares /= np.maximum(shares.sum(axis=0), 1)
+        tokens = shares.sum(axis=0)
+        shares /= np.maximum(tokens, 1)
+        shared = shared - np.bincount(here[tokens == 0], minlength=columns)
+        untold = np.isnan(leans[0])
+        if untold.any():
+            untold &= np.isnan(leans).all(axis=0)
+            leans = np.where(untold, np.float32(0), leans)
+            biased = biased - np.bincount(here[untold], minlength=columns)
         into = here[starts]
         share[:, into] += np.add.reduceat(shares, starts, axis=1)
         bias[:, into] += np.add.reduceat(leans, starts, axis=1)
-    steps = np.bincount(column, minlength=columns).astype(np.float32)
-    share /= steps
-    bias /= steps
+    with np.errstate(invalid="ignore"):  # 0 of 0
+        share /= shared.astype(np.float32)
+        bias /= biased.astype(np.float32)
     return share, bias
 
 

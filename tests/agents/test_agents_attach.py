@@ -337,6 +337,12 @@ def test_the_biases_that_a_run_begins_with_are_known_by_their_checksum(records: 
     probe.close()
 
 
+@pytest.mark.parametrize("every", [0, -1])
+def test_copies_are_made_every_step_at_least(every: int, records: Records) -> None:
+    with pytest.raises(ValueError, match=f"every is {every}"):
+        attach(Model(layers=1), every=every)
+
+
 def test_what_cannot_be_attached_is_said(records: Records) -> None:
     with pytest.raises(AttachError, match=r"tokens_per_expert.*router, gate or gating"):
         attach(nn.Linear(2, 2))

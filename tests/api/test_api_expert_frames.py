@@ -50,6 +50,23 @@ def test_swings_and_a_step_that_was_thinned(api: Api, token: str) -> None:
     assert (head["step"], head["asked"]) == (448, 450)
 
 
+def test_a_run_that_is_not_in_memory_has_its_newest_frame_all_the_same(api: Api) -> None:
+    add_run(api.context.store)
+    found = [record(step) for step in range(301, 400)]
+    write(api.context.store, found, size=64)
+    token = api.token(role="viewer")
+    stored = api.call("GET", f"{RUN}/frame", token)
+    assert stored.status_code == 200
+    headers = {"If-None-Match": stored.headers["etag"]}
+    assert api.call("GET", f"{RUN}/frame", token, headers=headers).status_code == 304
+    api.context.live.take_steps(found[-64:], simulated=False, received_s=found[-1].at_s)
+    (head, arrays), (now, drawn) = (
+        frames.unpack(one.content) for one in (stored, api.call("GET", f"{RUN}/frame", token))
+    )
+    assert {**head, "age_s": None} == {**now, "age_s": None} and head["step"] == 399
+    assert all(arrays[name].tobytes() == drawn[name].tobytes() for name in drawn)
+
+
 @pytest.mark.parametrize("asked", ["layers?from=900", "raster?layer=9", "swings?step=5000", "frame?step=5000"])
 def test_where_nothing_is_stored_there_is_no_frame(api: Api, token: str, asked: str) -> None:
     assert api.call("GET", f"{RUN}/{asked}", token).status_code == 404

@@ -13,6 +13,7 @@ from controlplane.services import frames
 from controlplane.store import expert_merging, expert_thinning
 from controlplane.store.expert_records import ExpertStep
 from controlplane.store.expert_thinning import DAY_S, Policy
+from controlplane.store.tables import Run
 from tests.api.conftest import Api
 from tests.services.batches import add_run
 from tests.store.test_store_experts import record, write
@@ -59,6 +60,15 @@ def test_a_summary_is_of_the_step_that_is_asked_for(api: Api, steps: list[Expert
     assert none.status_code == 404 and "no record of step 9999" in none.text
     head = frames.unpack(api.call("GET", f"{RUN}/frame", token).content)[0]
     assert head["rules"]["expert-imbalance"] == dict(api.context.book["expert-imbalance"].thresholds)
+
+
+def test_a_run_that_has_ended_did_not_end_at_every_step_of_its_past(api: Api, steps: list[ExpertStep]) -> None:
+    with api.context.store.write() as session:
+        session.get_one(Run, "run-1").status = "succeeded"
+    token = api.token(role="viewer")
+    for asked in ("table", "summary"):
+        told = api.call("GET", f"{RUN}/{asked}?step=5", token).json()["sentence"]["lead"]
+        assert told == "Step 5: the balancing biases are still settling.", asked
 
 
 def test_a_step_of_the_past_knows_only_its_neighbours(api: Api, steps: list[ExpertStep]) -> None:

@@ -139,6 +139,16 @@ def test_a_panel_tells_what_it_draws(
     assert finding in labels[-1]
 
 
+@pytest.mark.parametrize(("settling", "finding"), [(False, "layer 12 swings"), (True, "not judged: in the warm-up")])
+def test_the_oscillation_map_names_what_the_alarm_does(
+    browser: Watched, url: str, world: World, settling: bool, finding: str
+) -> None:
+    """A swing of eight steps, whose loads repeat from step to step."""
+    world.training = Training(layers=16, stopped_at=NEWEST, swing_steps=8, settling=settling)
+    browser.page.goto(f"{url}?panel=controller&layer=5")
+    expect(canvas(browser.page, "swings")).to_have_attribute("aria-label", re.compile(finding), timeout=LONG)
+
+
 def test_without_expert_parallelism_there_is_a_sentence_and_no_picture(browser: Watched, url: str) -> None:
     browser.page.goto(f"{url}?panel=ranks")
     expect(browser.page.get_by_text("This run declares no expert parallelism")).to_be_visible(timeout=LONG)
@@ -172,6 +182,37 @@ def test_pictures_and_records_are_saved(browser: Watched, url: str) -> None:
         page.get_by_role("link", name="CSV").click()
     assert records.value.suggested_filename == "run-01.csv"
     assert "format=csv&what=loads&layers=5&from=36353&to=36864" in records.value.path().read_text()
+
+
+def test_a_layer_of_which_no_token_was_recorded_is_no_data(browser: Watched, url: str) -> None:
+    page = browser.page
+    page.goto(url.replace("/experts", "/canvas/moment.js"))
+    script = """async () => {
+      const [{ expert }, { experts }, { ranks }, { raster }] = await Promise.all(
+        ['expert', 'experts', 'ranks', 'raster'].map((name) => import(`/canvas/${name}.js`)))
+      const shaped = (shape, values) => ({ shape, values: Float32Array.from(values) })
+      const series = { share: shaped([2, 2], [0.5, NaN, 0.5, NaN]), bias: shaped([2, 2], [0, NaN, 0, NaN]),
+        cv: shaped([2], [1, NaN]), steps: shaped([2], [7, 8]), at_s: shaped([2], [1, 2]) }
+      const over = { frame: { arrays: series }, data: { layer: 1, expert: 0 },
+        plan: { axis: { count: 2, steps: [7, 8] }, chosen: 0, experts: 2 } }
+      const map = (floors) => experts.label({ data: {}, frame: { header: { layers: 2, experts: 2, step: 8 },
+        arrays: { mean_floor: shaped([2], floors), dead: shaped([2, 2], [0, 0, 0, 0]) } } })
+      const carried = (values) => ({ data: { layer: 1 }, board: { layers: 2, count: 2 },
+        frame: { header: { experts: 2 }, arrays: { rank_load: shaped([2, 2], values) } } })
+      const last = (kind) => kind.words(over, { column: 1, expert: 0 }).map(({ text }) => text).join(' ')
+      return {
+        said: [expert.label(over), last(expert), last(raster), raster.label(over), map([NaN, NaN]), map([NaN, 1.2]),
+          ranks.label(carried([NaN, NaN, NaN, NaN])), ranks.words(carried([1, 1, NaN, NaN]))[1].text],
+        carried: ranks.label(carried([1.25, 0.75, NaN, NaN])),
+      }
+    }"""
+    found = page.evaluate(script)
+    words = " | ".join(found["said"])
+    assert not [wrong for wrong in ("NaN", "Infinity", "without tokens yes") if wrong in words], words
+    assert "without tokens – not recorded" in found["said"][0]
+    assert all("recorded" in said for said in found["said"]), words
+    assert "layer 1 is the least balanced at 1.2 times" in found["said"][5]
+    assert "carries 1.25 times the mean" in found["carried"], "a silent layer does not hide the others"
 
 
 def test_the_cursor_follows_the_address_but_not_its_echo(browser: Watched, url: str) -> None:

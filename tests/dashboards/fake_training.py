@@ -34,6 +34,7 @@ class Training:
     stopped_at: int | None = None
     settling: bool = False
     expert_parallel: int = 1
+    swing_steps: float = 2.6
 
     @property
     def slots(self) -> int:
@@ -52,7 +53,7 @@ class Training:
         elif layer == 31:
             lean[[3, 11]] = 0.0
         elif layer == 12:
-            lean += 0.09 * np.cos(2 * np.pi * step / 2.6 + np.arange(self.experts))
+            lean += 0.09 * np.cos(2 * np.pi * step / self.swing_steps + np.arange(self.experts))
         elif 14 < layer < 29:
             lean[layer % self.experts] = 1.16
             lean[(layer * 5) % self.experts] = 0.86
@@ -202,16 +203,23 @@ class Training:
         return f'"{self.run}-layers-{last}-{steps}"', body
 
     def swings(self, at_step: int | None = None) -> tuple[str, bytes]:
-        """Autocorrelation by lag: chance everywhere, a swing of 2.6 steps in layer 12, nothing known of layer 9."""
+        """Autocorrelation by lag: chance everywhere, a swing in layer 12, nothing known of layer 9."""
         step = self.step() if at_step is None else at_step
         found = np.random.default_rng(4).normal(0, 0.03, (self.layers, 32))
         if self.layers > 12:
-            found[12] = np.cos(2 * np.pi * np.arange(1, 33) / 2.6) * np.linspace(0.9, 0.4, 32)
+            found[12] = np.cos(2 * np.pi * np.arange(1, 33) / self.swing_steps) * np.linspace(0.9, 0.4, 32)
         if self.layers > 9:
             found[9] = np.nan
-        arrays = {"autocorrelation": ("f4", found), "period": ("f4", np.full(self.layers, 2.6))}
+        swings = (np.arange(self.layers) == 12) * (0 if self.settling else 2)
+        arrays: dict[str, tuple[str, NDArray[Any]]] = {
+            "autocorrelation": ("f4", found),
+            "period": ("f4", np.full(self.layers, self.swing_steps)),
+            "swinging": ("u1", swings),
+        }
         head = {"run": self.run, "layers": self.layers, "experts": self.experts, "steps": 64}
-        return f'"{self.run}-swings-{step}"', pack("swings", arrays, step=step, at_s=time.time(), **head)
+        head |= {"judged": not self.settling}
+        tag = f'"{self.run}-{self.layers}-{self.swing_steps}-{self.settling}-swings-{step}"'
+        return tag, pack("swings", arrays, step=step, at_s=time.time(), **head)
 
     def raster(
         self, layer: int, columns: int = 256, last: int | None = None, steps_back: int = 1200

@@ -12,7 +12,7 @@ from agents.readings import StepRecord
 from controlplane.services import expert_windows, views_experts, views_incidents
 from controlplane.services.live import Live
 from controlplane.store import experts, steps
-from controlplane.store.engine import Store
+from controlplane.store.engine import Session, Store
 from controlplane.store.expert_coding import encode_steps
 from controlplane.store.expert_records import ExpertStep, Shape
 from controlplane.store.tables import Checkpoint
@@ -183,6 +183,50 @@ def test_the_summary_of_a_run_tells_of_its_ranks(server: Server) -> None:
         found = views_experts.summary(session, live, "run-1", now=server.clock.now())
     assert found is not None and found["parallel"]["rank"] == 1 and "is hot" in found["parallel"]["sentence"]
     assert json.dumps(found, allow_nan=False)
+
+
+def test_a_rank_that_turns_sick_is_told_though_no_step_comes_any_more(server: Server) -> None:
+    """The loads are kept while the run stands still; the health of its GPUs is not."""
+    start_run(server)
+    for step in range(201, 281):
+        record(server, step)
+    live = Live(server.store, server.clock)
+
+    def told() -> dict[str, object]:
+        with server.store.read() as session:
+            found = views_experts.summary(session, live, "run-1", now=server.clock.now())
+        assert found is not None
+        return dict(found["parallel"])
+
+    well = told()
+    ill = fault(server, "node-1", run_id="run-1", attempt_no=1, rank=1)
+    server.send(ill)
+    sick = told()
+    assert well["sick"] == {} and list(dict(sick["sick"])) == ["1"] and "Rank 1 is sick" in str(sick["sentence"])
+    assert {name: sick[name] for name in ("skews", "tax", "rank")} == {
+        name: well[name] for name in ("skews", "tax", "rank")
+    }
+    server.send(replace(ill, state="clear", observed_s=ill.observed_s + 1))
+    assert told() == well
+
+
+def test_the_cost_of_a_step_of_the_past_is_read_from_its_own_steps(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_run(server)
+    for step in range(201, 281):
+        record(server, step)
+    read, asked = steps.read, []
+
+    def watched(session: Session, run_id: str, *, first: int = 0, last: int = 2**62) -> list[steps.StepRecords]:
+        asked.append((first, last))
+        return read(session, run_id, first=first, last=last)
+
+    monkeypatch.setattr(steps, "read", watched)
+    with server.store.read() as session:
+        live = Live(server.store, server.clock)
+        found = views_experts.summary(session, live, "run-1", now=server.clock.now(), step=270)
+    assert found is not None and found["parallel"]["tax"] is not None and asked == [(207, 270)]
 
 
 def test_a_replayed_step_has_its_own_ranks_controller_and_health(server: Server) -> None:

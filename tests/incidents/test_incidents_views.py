@@ -10,7 +10,7 @@ import pytest
 from agents.readings import KernelLine
 from controlplane.services import incidents as service
 from controlplane.services import views_incidents
-from controlplane.services.incident_story import Cost, cost_of, duration
+from controlplane.services.incident_story import Cost, cost_of
 from controlplane.store import codec, events, nodes, telemetry
 from controlplane.store.engine import Store
 from controlplane.store.tables import Attempt, Checkpoint
@@ -274,9 +274,3 @@ def test_the_cost_of_a_restart(
 ) -> None:
     old = Attempt(created_s=80.0, running_s=85.0, first_step_s=90.0, **before)
     assert cost_of(100.0, old, Attempt(created_s=101.0, **after), state_at_s, 16) == expected
-
-
-def test_durations_in_words() -> None:
-    assert [duration(value) for value in (0.04, 1.84, 9.94, 9.96, 59.4, 172.0, 11_100.0)] == [
-        *("0.0 s", "1.8 s", "9.9 s", "10 s", "59 s", "2 m 52 s", "3 h 5 m"),
-    ]

@@ -189,3 +189,70 @@ def test_an_expert_that_its_controller_brings_back_is_given_patience() -> None:
     assert "expert-dead" not in told(replace(asleep, bias=rising))
     weights[:, 0, 3] = 0
     assert "expert-dead" in told(replace(window(weights), bias=rising)), "it never came back"
+
+
+def sick(rule: str) -> ExpertWindow:
+    """A window that fires this rule."""
+    if rule == "expert-dead":
+        return window(np.where(np.arange(EXPERTS) == 3, 0.0, 1.0))
+    if rule == "expert-oscillation":
+        swing = np.ones((STEPS, LAYERS, EXPERTS))
+        swing[::2, :, :8] += 3
+        return window(swing)
+    if rule == "expert-skip":
+        fair = window(FAIR)
+        counts = np.concatenate([fair.counts, np.full((STEPS, LAYERS, 1), 200, np.uint32)], axis=-1)
+        return replace(fair, counts=counts, bias=np.zeros(counts.shape, np.float32))
+    uneven = replace(window(tilted(6)), expert_parallel=4)
+    if rule == "expert-bias-frozen":
+        bias = np.linspace(-0.1, 0.1, EXPERTS, dtype=np.float32)
+        return replace(uneven, bias=np.broadcast_to(bias, (STEPS, LAYERS, EXPERTS)).copy())
+    return steered(uneven, 1e-3)
+
+
+OF_LAYERS = [
+    "expert-imbalance",
+    "expert-oscillation",
+    "expert-dead",
+    "expert-runaway",
+    "expert-bias-frozen",
+    "expert-skip",
+    "expert-parallel-skew",
+]
+
+
+@pytest.mark.parametrize("lost", [[30], [0, 31, 32, 63]])
+@pytest.mark.parametrize("rule", OF_LAYERS)
+def test_steps_without_tokens_blind_no_alarm(rule: str, lost: list[int]) -> None:
+    whole = sick(rule)
+    counts, bias = whole.counts.copy(), whole.bias.copy()
+    counts[lost] = 0
+    if rule == "expert-bias-frozen":
+        bias[lost] = np.nan
+    holed = replace(whole, counts=counts, bias=bias)
+    before, after = told(whole)[rule], told(holed)[rule]
+    assert (after.severity, after.evidence["layers"]) == (before.severity, before.evidence["layers"])
+    assert holed.floors == pytest.approx(whole.floors, rel=0.1)
+
+
+@pytest.mark.parametrize("rule", OF_LAYERS)
+def test_a_layer_of_which_nothing_is_recorded_is_unknown_and_hides_no_other(rule: str) -> None:
+    def judged(silent: slice) -> tuple[list[str], set[str]]:
+        counts, bias = whole.counts.copy(), whole.bias.copy()
+        counts[:, silent], bias[:, silent] = 0, np.nan
+        found = alarms.judge(replace(whole, counts=counts, bias=bias), BOOK)
+        return [finding.rule for finding in found.findings], {subject.rule for subject in found.unknown}
+
+    whole = sick(rule)
+    found, unknown = judged(slice(1, 3))
+    assert rule in found and rule not in unknown
+    found, unknown = judged(slice(None))
+    assert not found and rule in unknown, "not being able to look ends nothing"
+
+
+def test_a_layer_that_is_known_in_few_steps_is_not_judged() -> None:
+    whole = sick("expert-oscillation")
+    counts = whole.counts.copy()
+    counts[2:60] = 0
+    judged = alarms.judge(replace(whole, counts=counts), BOOK)
+    assert not judged.findings and {"expert-imbalance", "expert-oscillation"} <= {one.rule for one in judged.unknown}

@@ -30,6 +30,18 @@ def test_the_tax_is_the_time_above_even_ranks() -> None:
     assert noise is not None and noise.r2 < 0.2
 
 
+def test_layers_without_tokens_cost_nothing_and_hide_no_tax() -> None:
+    loads = np.random.default_rng(1).uniform(50, 150, (64, 3, 4))
+    seconds = 0.5 + 0.1 * (skew(loads) - 1).sum(axis=-1)
+    tax = imbalance_tax(seconds, loads)
+    silent = np.concatenate([loads, np.zeros((64, 2, 4))], axis=1)
+    assert tax is not None and imbalance_tax(seconds, silent) == tax
+    silent[5] = 0
+    once = imbalance_tax(seconds, silent)
+    assert once is not None and once.seconds_a_load == pytest.approx(tax.seconds_a_load)
+    assert imbalance_tax(seconds, np.zeros((64, 3, 4))) is None
+
+
 def test_no_tax_is_told_of_too_few_steps_or_a_load_that_never_moved() -> None:
     assert imbalance_tax(np.ones(8), np.ones((8, 2, 2))) is None
     assert imbalance_tax(np.ones(64), np.ones((64, 2, 2))) is None

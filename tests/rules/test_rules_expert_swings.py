@@ -32,6 +32,17 @@ def test_lag_one_is_the_figure_that_the_alarm_looks_at() -> None:
     assert autocorrelations(both, 4)[:, 0] == pytest.approx(lag1_autocorrelation(both))
 
 
+def test_steps_that_are_not_known_are_left_out_with_their_pairs() -> None:
+    swings, lost = loads(4), [0, 20, 21, 63]
+    holed = swings.copy()
+    holed[lost] = np.nan
+    (found,), (whole,) = autocorrelations(holed, 8), autocorrelations(swings, 8)
+    assert found == pytest.approx(whole, abs=0.15) and found[3] > 0.75
+    assert lag1_autocorrelation(holed) == pytest.approx(found[0])
+    holed[2:] = np.nan
+    assert np.isnan(autocorrelations(holed, 8)).all(), "two steps repeat nothing"
+
+
 def test_what_cannot_be_known_is_unknown() -> None:
     assert np.isnan(autocorrelations(np.ones((64, 2, 4), np.float32), 8)).all()
     short = autocorrelations(loads(4, steps=6), 8)

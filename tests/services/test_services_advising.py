@@ -43,7 +43,7 @@ def test_a_large_job_is_told_its_interval_its_spares_and_what_it_loses_as_it_is_
     found = told(spec())
     assert found["interval_steps"] == 421 and found["spares"] == 2
     assert found["sentence"] == (
-        "1,024 GPUs are stopped by a fault about once in 49 h 29 m, so a checkpoint each 421 steps (14 m 02 s) "
+        "1,024 GPUs are stopped by a fault about once in 2 d 1 h, so a checkpoint each 421 steps (14 m 02 s) "
         "loses least."
     )
     assert found["set"]["interval_s"] == 200.0 and found["set"]["ettr_percent"] < found["ettr_percent"]

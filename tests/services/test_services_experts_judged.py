@@ -12,8 +12,16 @@ import pytest
 from controlplane.clock import ManualClock
 from controlplane.rules import alarms, book
 from controlplane.rules.book import RuleBook
-from controlplane.rules.expert_window import ExpertWindow
-from controlplane.services import expert_windows, experts_frame, experts_judged, experts_words, frames, views_experts
+from controlplane.rules.experts import layer_statistics
+from controlplane.services import (
+    expert_windows,
+    experts_frame,
+    experts_judged,
+    experts_together,
+    experts_words,
+    frames,
+    views_experts,
+)
 from controlplane.services.live import Live
 from controlplane.store import experts
 from controlplane.store.engine import Store
@@ -84,20 +92,7 @@ def one_step(weights: Weights, number: int, skip: float) -> ExpertStep:
 
 def alarmed(steps: Sequence[ExpertStep], rules: RuleBook = BOOK, **more: object) -> int:
     """How grave the gravest alarm over loads is: 0 none, 1 warning, 2 error."""
-    window = ExpertWindow(
-        run_id="r",
-        run_name="r",
-        attempt_no=1,
-        steps=np.array([one.step for one in steps]),
-        at_s=np.array([one.at_s for one in steps]),
-        counts=np.stack([one.counts for one in steps]),
-        bias=np.stack([one.bias for one in steps]),
-        experts=8,
-        top_k=1,
-        spread=expert_windows.spread_of(steps),
-        expert_parallel=steps[-1].expert_parallel,
-        **more,  # type: ignore[arg-type]  # a test's shorthand
-    )
+    window = replace(experts_together.window_of(steps), **more)  # type: ignore[arg-type]  # a test's shorthand
     found = [finding for finding in alarms.judge(window, rules).findings if finding.rule in OF_LOADS]
     return max((SEVERITIES[finding.severity] for finding in found), default=0)
 
@@ -199,3 +194,71 @@ def test_what_falls_from_before_is_left_alone_as_the_alarm_does(sqlite_store: St
     for head, arrays in (frames.unpack(now[1]), frames.unpack(past[1])):
         assert not arrays["level"].any() and head["sentence"] == told["sentence"]
     assert "its CV is falling" in told["sentence"]["lead"]
+
+
+def unrecorded(steps: Sequence[ExpertStep], layers: Sequence[int], numbers: range) -> list[ExpertStep]:
+    """The same steps; of those `numbers` nobody told these layers, as where the agent of a pipeline's stage is gone."""
+    found = [replace(one, counts=one.counts.copy(), bias=one.bias.copy()) for one in steps]
+    for one in found:
+        if one.step in numbers:
+            one.counts[layers], one.bias[layers] = 0, np.nan
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layers", "lead", "rest"),
+    [
+        ([2], "1 of 3 layers has no tokens recorded.", "The other 2 "),
+        ([0, 2], "2 of 3 layers have no tokens recorded.", "The other evens out"),
+        ([0, 1, 2], "3 of 3 layers have no tokens recorded.", ""),
+    ],
+)
+def test_layers_that_nobody_recorded_are_not_called_even(layers: list[int], lead: str, rest: str) -> None:
+    window = range(300, 364)
+    seen = experts_frame.picture(unrecorded(steps_of(healthy, window), layers, window), BOOK)
+    told, tiles = experts_words.sentence(seen), experts_words.tiles(seen)
+    assert (told["lead"], told["level"]) == (lead, "warn") and told["rest"].startswith(rest)
+    assert bool(told["rest"]) == bool(rest)
+    assert "All 3" not in told["lead"] + told["rest"] and "?" not in str([told, tiles]) and "nan" not in str(tiles)
+    assert (tiles[0]["level"], tiles[0]["context"]) == ("warn", f"{len(layers)} of 3 layers not recorded")
+    assert not seen.judged.levels.any(), "no alarm names a layer"
+    if len(layers) < 3:
+        assert seen.deff == pytest.approx(RUN, rel=0.3), "silent layers tell nothing of how tokens correlate"
+        assert seen.found.floor_cv == pytest.approx(np.sqrt(7 / (RANKS * TOKENS))), "of the layers that have tokens"
+
+
+def test_a_layer_recorded_in_few_steps_is_said_to_be_so_and_what_is_wrong_stays_first() -> None:
+    window = range(300, 364)
+    told = experts_words.sentence(experts_frame.picture(unrecorded(steps_of(lambda _: FAIR, window), [2], range(340))))
+    assert told["lead"] == "1 of 3 layers has tokens for its experts in fewer than half of the steps."
+    told = experts_words.sentence(experts_frame.picture(unrecorded(steps_of(tilted, window), [2], window)))
+    assert told["lead"].startswith("Layer 1 sends") and told["rest"].endswith("1 of 3 layers has no tokens recorded.")
+    young = range(150, 214)
+    told = experts_words.sentence(experts_frame.picture(unrecorded(steps_of(lambda _: FAIR, young), [2], young)))
+    assert told["lead"].endswith("still settling.") and "no tokens recorded" in told["rest"]
+
+
+def test_one_step_without_tokens_hides_no_uneven_layer_from_the_page() -> None:
+    steps = unrecorded(steps_of(tilted, range(300, 364)), [0, 1, 2], range(330, 331))
+    seen = experts_frame.picture(steps, BOOK)
+    assert int(seen.judged.levels.max()) == alarmed(steps) == 1
+    assert np.isfinite(seen.judged.floors).all() and np.isfinite(seen.judged.lag1).all()
+
+
+@pytest.mark.parametrize("weights", [two_full, two_fuller])
+def test_the_headline_names_skewed_ranks(weights: Weights) -> None:
+    rule = BOOK["expert-imbalance"]
+    lax = replace(rule, thresholds={**rule.thresholds, "cv": 9.0, "effective": 0.0, "maxvio": 99.0})
+    steps = steps_of(weights, range(300, 364), layout=(4, 1, 1))
+    told = experts_words.sentence(experts_frame.picture(steps, RuleBook({**BOOK.rules, rule.id: lax})))
+    assert told["lead"] == "Layer 1's ranks are skewed." and "layers" not in told["rest"]
+
+
+def test_a_step_without_tokens_long_before_hides_no_fall(sqlite_store: Store) -> None:
+    steps = unrecorded(steps_of(settling_down, range(201, 501)), [0, 1, 2], range(280, 281))
+    with sqlite_store.write() as session:
+        session.add(experts.chunk_row("r", 1, SHAPE, encode_steps(steps), level=0, steps=(201, 500, 300)))
+    with sqlite_store.read() as session:
+        before = expert_windows.cv_before(session, steps[-1])
+    told = [layer_statistics(one.counts, one.bias, 8, 1).cv for one in steps if 245 <= one.step <= 308]
+    assert before is not None and before == pytest.approx(np.nanmean(told, axis=0), rel=1e-5)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controlplane.rules.experts import lag1_autocorrelation
+from controlplane.rules.experts import lag1_autocorrelation, mean_of_known
 from controlplane.services import experts_frame
 from controlplane.services.experts_window import MovingWindow, balance_of, statistics_of
 from controlplane.store.expert_records import ExpertStep, Shape
@@ -41,6 +41,8 @@ def agrees(moving: MovingWindow, window: Sequence[ExpertStep]) -> None:
     shares = np.stack([balance_of(step, statistics_of(step)).share for step in window])
     assert moving.lag1() == pytest.approx(lag1_autocorrelation(shares.astype(np.float64)), abs=1e-6, nan_ok=True)
     assert np.array_equal(np.stack([one.share for one in moving.balances]), shares, equal_nan=True)
+    assert moving.mean("cv") == pytest.approx(mean_of_known(cvs, axis=0), nan_ok=True)
+    assert moving.known_steps.tolist() == np.isfinite(cvs).sum(axis=0).tolist()
     assert np.array_equal(moving.newest.cv_floor, statistics_of(window[-1]).cv_floor, equal_nan=True)
 
 
@@ -62,6 +64,15 @@ def test_steps_that_are_done_again_replace_those_that_were_there() -> None:
     agrees(moving, every[10:])
     other = steps(8, shape=Shape(6, 4, 4, 1))
     agrees(moving, other)
+
+
+def test_silent_steps_at_any_place_leave_the_others_their_autocorrelation() -> None:
+    every, moving = steps(60), MovingWindow()
+    for number, layers in ((10, [0]), (12, [0]), (13, [0, 3]), (20, [0, 1, 2, 3]), (30, [3]), (31, [3]), (45, [0])):
+        every[number].counts[layers] = 0
+    for last in range(8, len(every)):
+        agrees(moving, every[max(0, last - 24) : last])
+        assert np.isfinite(moving.lag1()[0]) and np.isfinite(moving.mean("cv_floor")[[0, 3]]).all()
 
 
 def test_two_steps_have_no_autocorrelation() -> None:

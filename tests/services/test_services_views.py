@@ -153,7 +153,9 @@ def test_the_summary_says_what_is_wrong(server: Server) -> None:
     assert len(found["controller"]) == 4
     assert found["controller"][0]["same_direction"] == pytest.approx(1.0)
     assert {row["kind"] for row in found["controller"]} <= {"sign", "pid", "unknown"}
-    assert {"kp", "ki", "kd", "r2", "sign_gain", "sign_r2", "inverted"} <= set(found["controller"][2])
+    assert {"kp", "ki", "kd", "r2", "sign_gain", "sign_r2", "inverted", "inverted_by", "swings"} <= set(
+        found["controller"][2]
+    )
 
 
 def test_a_young_run_is_not_called_wrong(server: Server) -> None:

@@ -140,6 +140,30 @@ def test_a_bias_that_diverged_is_in_its_own_column_only(store: Store) -> None:
     assert np.flatnonzero(~np.isfinite(raster.bias).all(axis=0)).tolist() == [6]
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_step_that_tells_nothing_of_a_layer_is_left_out_of_its_column(store: Store, merge: bool) -> None:
+    """One of ten steps in the second column, and all of the third, as where the node of a pipeline's stage is gone."""
+    found = [record(step) for step in range(512)]
+    untold = [14, *range(20, 30)]
+    for step in untold:
+        found[step].counts[1], found[step].bias[1] = 0, np.nan
+    write(store, found)
+    if merge:
+        assert expert_merging.compact_once(store)
+    with store.read() as session:
+        raster = expert_raster.read_raster(session, "run-1", 1, first=0, last=49, columns=5)
+    assert raster is not None
+    for column, steps_of in ((0, range(10)), (1, [*range(10, 14), *range(15, 20)])):
+        told = [found[step] for step in steps_of]
+        each = [layer_statistics(one.counts, one.bias, 4, 1) for one in told]
+        assert raster.share[:, column] == pytest.approx(np.mean([one.share[1] for one in each], axis=0), rel=1e-5)
+        assert raster.bias[:, column] == pytest.approx(np.mean([one.bias[1, :4] for one in told], axis=0), rel=1e-5)
+        assert raster.cv_floor[column] == pytest.approx(np.mean([one.cv_floor[1] for one in each]), rel=1e-5)
+        assert raster.skip_share[column] == pytest.approx(np.mean([one.skip_share[1] for one in each]), rel=1e-4)
+    for values in (raster.share, raster.bias, raster.cv_floor[None], raster.skip_share[None]):
+        assert np.isnan(values[:, 2]).all() and np.isfinite(values[:, [0, 1, 3, 4]]).all()
+
+
 def test_a_later_attempt_hides_the_steps_that_it_does_again(store: Store) -> None:
     write(store, [record(step) for step in range(1, 96)])
     write(store, [record(step, 2) for step in range(81, 86)])

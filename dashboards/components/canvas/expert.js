@@ -3,7 +3,7 @@
 // The frame is the layer's own (raster); without a chosen expert it is the one farthest from a fair share.
 
 import { moment } from "./moment.js"
-import { css, duration, grouped, line, loadColor, signed, text, veil, widthOf } from "./paint.js"
+import { css, duration, grouped, line, loadColor, signed, text, times, veil, widthOf } from "./paint.js"
 import { axisOf, columnOf, drawMarks, drawTicks, hatchGaps, placeNow, strokeSeries, timed } from "./time_axis.js"
 import { kept } from "./grid.js"
 
@@ -46,8 +46,9 @@ export const expert = {
     const { chosen, axis } = view.plan
     const at = (values) => values[chosen * axis.count + place.column]
     const { ranks } = factsOf(view, chosen)
-    const parts = [`${(at(view.frame.arrays.share.values) * view.plan.experts).toFixed(2)}×`, `rank ${ranks[place.column]}`,
-      `bias ${signed(at(view.frame.arrays.bias.values), 4)}`]
+    const load = at(view.frame.arrays.share.values) * view.plan.experts
+    const told = Number.isFinite(load) ? [times(load), `rank ${ranks[place.column]}`] : ["not recorded"]
+    const parts = [...told, `bias ${signed(at(view.frame.arrays.bias.values), 4)}`]
     return [{ text: `step ${grouped(axis.steps[place.column])} · expert ${chosen}`, strong: true }, { text: parts.join("  ·  ") }]
   },
 
@@ -83,14 +84,17 @@ function factsOf(view, chosen) {
   const { frame } = view
   return kept(view, "facts", [frame, chosen], () => {
     const [experts, count] = frame.arrays.share.shape
-    const ranks = new Uint32Array(count)
+    const ranks = new Float64Array(count)
     const band = (values) => Array.from({ length: 5 }, () => new Float64Array(count)).map((row) => ({ row, values }))
     const bands = { share: band(frame.arrays.share.values), bias: band(frame.arrays.bias.values) }
     const column = new Float64Array(experts)
     for (let at = 0; at < count; at++) {
       for (const of of Object.values(bands)) {
         for (let one = 0; one < experts; one++) column[one] = of[0].values[one * count + at]
-        if (of === bands.share) ranks[at] = 1 + column.reduce((above, value) => above + (value > column[chosen]), 0)
+        if (of === bands.share) {
+          const above = column.reduce((sum, value) => sum + (value > column[chosen]), 0)
+          ranks[at] = Number.isFinite(column[chosen]) ? 1 + above : NaN
+        }
         column.sort()
         of.forEach(({ row }, part) => (row[at] = column[Math.round(((experts - 1) * part) / 4)]))
       }
@@ -114,6 +118,7 @@ function factWords(view, plan) {
   const { chosen, experts, axis } = plan
   const end = endOf(view)
   const value = share.values[chosen * axis.count + end]
+  if (!Number.isFinite(value)) return unrecorded(view, plan, end)
   const { ranks } = factsOf(view, chosen)
   const silent = silentSince(view, chosen, end)
   const lasted = silent && at ? duration(at.values[end] - at.values[silent.column]) : ""
@@ -124,6 +129,17 @@ function factWords(view, plan) {
     ["rank by load", String(ranks[end]), `of ${experts}, 1 is the fullest`],
     ["balancing bias", signed(bias.values[chosen * axis.count + end], 4), `${signed(moved, 4)} in this window`],
     ["without tokens", silent ? "yes" : "no", since],
+  ]
+}
+
+// Of a moment in which no token of the layer was recorded: that is no data, and no expert that gets nothing.
+function unrecorded(view, { chosen, experts, axis }, end) {
+  const bias = view.frame.arrays.bias.values[chosen * axis.count + end]
+  return [
+    [`load of expert ${chosen}`, "–", "not recorded"],
+    ["rank by load", "–", `of ${experts}`],
+    ["balancing bias", signed(bias, 4), Number.isFinite(bias) ? "" : "not recorded"],
+    ["without tokens", "–", "not recorded"],
   ]
 }
 
@@ -182,7 +198,7 @@ function drawLoad(context, view, plan) {
   strokeSeries(context, plan, (column) => y(values[chosen * axis.count + column]), tokens.link, 1.8)
   const last = values[chosen * axis.count + endOf(view)]
   const ink = loadColor(tokens, last > 0 ? Math.log2(last * experts) : -2)
-  text(context, `${(last * experts).toFixed(2)}×`, LEFT + plan.wide + 6, y(last), ink === tokens["scale-0"] ? tokens.muted : tokens.text, { size: 11.5, weight: 600 })
+  text(context, times(last * experts), LEFT + plan.wide + 6, y(last), ink === tokens["scale-0"] ? tokens.muted : tokens.text, { size: 11.5, weight: 600 })
 }
 
 function drawBias(context, view, plan) {

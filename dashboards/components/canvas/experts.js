@@ -78,9 +78,14 @@ export const experts = {
     if (!view.frame) return view.data.label ?? "no data yet"
     const { layers, experts: count, step } = view.frame.header
     const values = view.frame.arrays.mean_floor.values
-    const worst = values.reduce((best, value, layer) => (value > values[best] ? layer : best), 0)
+    const known = [...values.keys()].filter((layer) => Number.isFinite(values[layer]))
+    const worst = known.reduce((best, layer) => (values[layer] > values[best] ? layer : best), known[0])
     const dead = view.frame.arrays.dead.values.reduce((sum, value) => sum + (value > 0), 0)
-    const found = `layer ${worst} is the least balanced at ${values[worst].toFixed(1)} times its sampling floor over 64 steps; ${dead} dead experts`
+    const far = known.length
+      ? `layer ${worst} is the least balanced at ${values[worst].toFixed(1)} times its sampling floor over 64 steps; ${dead} dead experts`
+      : "no tokens recorded over 64 steps"
+    const silent = layers - known.length
+    const found = known.length && silent ? `${far}; no tokens recorded of ${silent} layers` : far
     return `Load of ${layers} layers by ${count} experts at step ${step}: ${found}. ${view.data.label ?? ""}`
   },
 }

@@ -140,14 +140,16 @@ export function veil(context, tokens, x, y, width, height, words) {
   text(context, words, x + width / 2, y + height / 2 + 0.5, tokens["warn-text"], { size: 12.5, weight: 500, align: "center" })
 }
 
-// A length of time in its two largest units, as the rest of the page writes it.
+// A length of time in its two largest units, as the rest of the page writes it (dashboards/words.py).
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–"
+  if (seconds < 0) return "−" + duration(-seconds)
   if (seconds < 9.95) return `${seconds.toFixed(1)} s`
-  if (seconds < 59.5) return `${seconds.toFixed(0)} s`
   const whole = Math.round(seconds)
-  if (whole < 3600) return `${Math.floor(whole / 60)} m ${whole % 60} s`
-  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} m`
+  if (whole < 60) return `${whole} s`
+  if (whole < 3600) return `${Math.floor(whole / 60)} m ${two(whole % 60)} s`
+  if (whole < 86400) return `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} m`
+  return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`
 }
 
 export const grouped = (value) => Math.round(value).toLocaleString("en-US")
@@ -158,5 +160,8 @@ export const signed = (value, digits) => {
   if (Math.abs(value) < 0.5 * 10 ** -digits) return "0"
   return (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(digits)
 }
+
+// A load in times its fair share; a dash where it is not known.
+export const times = (value) => (Number.isFinite(value) ? `${value.toFixed(2)}×` : "–")
 
 export const two = (number, count) => String(number).padStart(count > 100 ? 3 : 2, "0")

@@ -48,6 +48,7 @@ export const ranks = {
     const layer = place?.layer ?? view.data.layer ?? 0
     if (layer >= board.layers) return []
     const row = rowOf(view, layer)
+    if (!Number.isFinite(row.most)) return [{ text: `layer ${two(layer, board.layers)}`, strong: true }, { text: "no tokens recorded" }]
     const parts = [`fullest rank ${row.fullest} at ${row.most.toFixed(2)}× the mean`]
     const rank = place?.rank ?? null
     if (rank !== null) {
@@ -60,7 +61,8 @@ export const ranks = {
   label(view) {
     if (!view.frame?.arrays.rank_load) return "This run declares no expert parallelism."
     const { shape } = view.frame.arrays.rank_load
-    const most = Math.max(...Array.from({ length: shape[0] }, (_, layer) => rowOf(view, layer).most || 0))
+    const most = Math.max(...Array.from({ length: shape[0] }, (_, layer) => rowOf(view, layer).most))
+    if (!Number.isFinite(most)) return "Load of expert-parallel ranks: no tokens recorded."
     return `Load of ${shape[1]} expert-parallel ranks by ${shape[0]} layers: the fullest rank carries ${most.toFixed(2)} times the mean.`
   },
 }

@@ -5,7 +5,7 @@
 
 import { drawGrid, gridOf, kept, scales } from "./grid.js"
 import { moment } from "./moment.js"
-import { css, line, loadColor, signed, text, two, veil, widthOf } from "./paint.js"
+import { css, hatch, line, loadColor, signed, text, times, two, veil, widthOf } from "./paint.js"
 import { floorLines } from "./rules.js"
 import { axisOf, columnOf, drawMarks, drawTicks, hatchGaps, placeNow, strokeSeries, timed } from "./time_axis.js"
 
@@ -68,11 +68,12 @@ export const raster = {
     if (!place || place.column >= plan.axis.count) return [{ text: "Point at a moment; click or Enter shows it everywhere." }]
     const { steps, cv, bias, share } = frame.arrays
     const expert = place.expert ?? view.data.expert ?? null
-    const parts = [`CV ${cv.values[place.column].toFixed(2)}× floor`]
+    const parts = [`CV ${times(cv.values[place.column])} floor`]
     const name = expert === null ? "" : ` · expert ${expert}`
     if (expert !== null && expert < plan.experts) {
       const index = expert * plan.axis.count + place.column
-      parts.unshift(`${(share.values[index] * plan.experts).toFixed(2)}×`)
+      const load = share.values[index] * plan.experts
+      parts.unshift(Number.isFinite(load) ? times(load) : "no tokens recorded")
       parts.push(`bias ${signed(bias.values[index], 4)}`)
     }
     return [{ text: `step ${Math.round(steps.values[place.column])}${name}`, strong: true }, { text: parts.join("  ·  ") }]
@@ -82,6 +83,7 @@ export const raster = {
     if (!view.frame || !view.plan?.axis.count) return `Layer ${view.data.layer}: no samples in this window.`
     const last = shownColumn(view)
     const cv = view.frame.arrays.cv.values[last]
+    if (!Number.isFinite(now(view, 0))) return `Layer ${view.data.layer} over time: no tokens recorded at its end.`
     const far = farthest(view).map((expert) => `${expert} at ${now(view, expert).toFixed(2)} times its share`)
     return `Layer ${view.data.layer} over time: CV is ${cv.toFixed(1)} times its floor at its end; farthest experts: ${far.join(", ")}.`
   },
@@ -133,10 +135,11 @@ function drawLoad(context, view, plan) {
   const cells = kept(view, "load", [frame, tokens], () =>
     gridOf(plan.experts, count, (expert, column) => {
       const value = values[expert * count + column] * plan.experts
-      return value > 0 ? Math.log2(value) : -2
+      return value > 0 ? Math.log2(value) : value === 0 ? -2 : NaN
     }, scales(view).load),
   )
   if (count) drawStretches(context, plan, cells, TOP, plan.loadHigh)
+  hatchUntold(context, view, plan)
   if (plan.row >= 4) {
     context.fillStyle = css(tokens.bg)
     for (let expert = 1; expert <= plan.experts; expert++) context.fillRect(LEFT, TOP + expert * plan.row - 1, plan.wide, 1)
@@ -159,6 +162,18 @@ export function drawStretches(context, plan, cells, top, high) {
   }
 }
 
+// Stretches of columns in which no token of the layer was recorded.
+function hatchUntold(context, view, plan) {
+  const { values } = view.frame.arrays.share
+  const { count, span } = plan.axis
+  for (let begin = 0, column = 0; column < count; begin = ++column) {
+    while (column < count && !Number.isFinite(values[column])) column += 1
+    if (column === begin) continue
+    const [last, wide] = span(column - 1)
+    hatch(context, LEFT + span(begin)[0], TOP, last + wide - span(begin)[0], plan.loadHigh, view.tokens.hatch)
+  }
+}
+
 // The numbers at both ends: first the experts that stand out, then as many of the others as have room.
 function nameExperts(context, view, plan, far) {
   const { tokens } = view
@@ -173,7 +188,7 @@ function nameExperts(context, view, plan, far) {
     const style = { align: "right", size: 10.5, weight: strong ? 600 : 400 }
     const ink = expert === view.data.expert ? tokens.link : strong ? tokens.text : tokens.faint
     text(context, String(expert), LEFT - 5, y, ink, style)
-    if (plan.axis.count) text(context, `${now(view, expert).toFixed(2)}×`, view.width - 30, y, ink, style)
+    if (plan.axis.count) text(context, times(now(view, expert)), view.width - 30, y, ink, style)
   }
 }
 
@@ -193,7 +208,7 @@ function drawCv(context, view, plan) {
   hatchGaps(context, view, plan, plan.cvTop, plan.cvHigh)
   if (!plan.axis.count) return
   const last = cv.values[shownColumn(view)]
-  text(context, `${last.toFixed(1)}×`, LEFT + plan.wide + 6, y(last), tokens.text, { size: 11.5, weight: 600 })
+  if (Number.isFinite(last)) text(context, `${last.toFixed(1)}×`, LEFT + plan.wide + 6, y(last), tokens.text, { size: 11.5, weight: 600 })
 }
 
 function drawBias(context, view, plan) {

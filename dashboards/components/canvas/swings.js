@@ -1,16 +1,17 @@
 // The oscillation map: a row a layer, a column a lag; how the loads repeat after so many steps.
 //
 // Dark against light in stripes is a controller that overshoots; the stripes' distance is its period. One colour fading
-// along a row is a load that drifts. Chance is grey.
+// along a row is a load that drifts. Chance is grey. Which layers swing is what the alarm names, never judged here.
 
 import { drawGrid, gridOf, kept, pointing, scales } from "./grid.js"
 import { box, css, hatch, signedColor, text, two, veil } from "./paint.js"
+import { levelIn } from "./rules.js"
 
 const LEFT = 28
 const RIGHT = 96
 const HEAD = 38
 const FOOT = 4
-const LEAST = -0.25
+const SIGN = { ok: "", warn: "! ", fault: "× " }
 
 export const swings = {
   draw(view) {
@@ -49,14 +50,15 @@ export const swings = {
   label(view) {
     if (!view.board) return "Oscillation map: no window yet."
     const found = swinging(view)
-    const told = found.length ? `layers ${found.join(", ")} turn round from step to step` : "no layer swings"
+    const named = found.length > 1 ? `layers ${found.join(", ")} swing` : `layer ${found[0]} swings`
+    const told = found.length ? named : view.frame.header.judged ? "no layer swings" : "not judged: in the warm-up, or too few steps"
     return `Autocorrelation of the loads of ${view.board.layers} layers by lag, over ${view.frame.header.steps} steps: ${told}.`
   },
 }
 
 function swinging(view) {
-  const { values, shape } = view.frame.arrays.autocorrelation
-  return Array.from({ length: shape[0] }, (_, layer) => layer).filter((layer) => values[layer * shape[1]] <= LEAST)
+  const layers = view.frame.arrays.autocorrelation.shape[0]
+  return Array.from({ length: layers }, (_, layer) => layer).filter((layer) => levelIn(view.frame, "swinging", layer) !== "ok")
 }
 
 function boardOf(view) {
@@ -90,18 +92,19 @@ function drawRow(context, view, board, layer) {
   const middle = HEAD + (layer + 0.5) * board.row
   const first = frame.arrays.autocorrelation.values[layer * board.lags]
   if (!Number.isFinite(first)) hatch(context, LEFT, middle - board.row / 2, board.wide, board.row - 1, tokens.hatch)
-  const swings = first <= LEAST
+  const level = levelIn(frame, "swinging", layer)
+  const swings = level !== "ok"
   const chosen = layer === view.data.layer
   // Rows lower than a line of text: those that swing and the chosen one are named, of the others every few that have room.
   const apart = Math.max(1, Math.ceil(11 / board.row))
   if (!swings && !chosen && (layer % apart || board.loud.some((other) => Math.abs(other - layer) < apart))) return
-  const ink = chosen ? tokens.link : swings ? tokens["warn-text"] : tokens.faint
+  const ink = chosen ? tokens.link : swings ? tokens[`${level}-text`] : tokens.faint
   const style = { size: 10.5, weight: swings || chosen ? 600 : 400, align: "right" }
   text(context, two(layer, board.layers), LEFT - 6, middle, ink, style)
   if (!Number.isFinite(first) || !(swings || chosen)) return
   text(context, first.toFixed(2).replace("-", "−"), LEFT + board.wide + 44, middle, ink, style)
   const period = frame.arrays.period.values[layer]
-  text(context, swings && Number.isFinite(period) ? period.toFixed(1) : "–", view.width - 2, middle, ink, style)
+  text(context, swings && Number.isFinite(period) ? `${SIGN[level]}${period.toFixed(1)}` : "–", view.width - 2, middle, ink, style)
 }
 
 function drawWaiting(view) {
