@@ -108,6 +108,16 @@ class Client:
         """GET; see `call`."""
         return self.call("GET", path, params=params)
 
+    def every(self, path: str, **params: Any) -> Iterator[Json]:
+        """Every row of a list that comes in pages, under the name of its path, such as runs; see `call`."""
+        cursor = None
+        while True:
+            page = self.get(path, **{"limit": 500, **params, "cursor": cursor})
+            yield from page[path]
+            cursor = page["next"]
+            if cursor is None:
+                return
+
     def post(self, path: str, body: Any = None, *, key: str = "") -> Any:
         """POST; see `call`. `key` makes a repeat harmless."""
         return self.call("POST", path, body=body if body is not None else {}, key=key)

@@ -79,6 +79,20 @@ class Marked:
         return await self._app(scope, receive, marked)
 
 
+class Legible:
+    """Refuses an address with a NUL before anybody reads it, whatever the route and the database."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            where = "path" if "\0" in scope["path"] else "query" if b"%00" in scope["query_string"] else ""
+            if where:
+                return await problems.not_text(where).response()(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+
 def create_app(context: Context) -> FastAPI:
     """The application over one server's parts."""
     app = routed()
@@ -86,6 +100,7 @@ def create_app(context: Context) -> FastAPI:
     app.state.identities = {}
     _health(app, context)
 
+    app.add_middleware(Legible)
     app.add_middleware(Marked, now=context.clock.now)
     return app
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from controlplane.api.access import Caller, Parts
 from controlplane.api.problems import Problem
@@ -21,9 +22,27 @@ from controlplane.clock import Clock
 from controlplane.store import audit
 from controlplane.store.engine import Session, Store
 from controlplane.store.tables import IdempotencyKey
+from jobs.contract import is_text
 
 Json = dict[str, Any]
 LONGEST_KEY = 200
+
+
+class Asked(BaseModel):
+    """What a request's body says: its fields and no others, of text that can be written down.
+
+    A body that is checked for itself, with the paths of what is wrong in it (a job, a plan), is none of these.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(one, str) and not is_text(one) for one in texts):
+            raise ValueError("holds a NUL or half of a character, which cannot be written down")
+        return value
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from controlplane.services.lifecycles import LifecycleNotFound, LifecycleRefused
 from controlplane.services.nodes import NodeNotFound, NodeStillFires, NoSuchGpu, NotSimulated
 from controlplane.services.runs import RunNotFound, RunRefused, StaleTrainer
 from controlplane.services.views_fleet import UnknownSeries
-from controlplane.store.engine import StoreUnavailable
+from controlplane.store.engine import StoreConflict, StoreRejected, StoreUnavailable, UnknownCursor
 from jobs.spec import SpecError
 
 _log = structlog.get_logger()
@@ -63,6 +63,12 @@ class Problem(Exception):
 def not_found(what: str, name: object) -> Problem:
     """There is no such thing."""
     return Problem(404, "not_found", f"There is no {what} {name}")
+
+
+def not_text(name: str) -> Problem:
+    """A part of the address holds a NUL: no name does, and PostgreSQL cannot even be asked for it."""
+    rows = [{"path": name, "message": "holds a NUL, which no name has"}]
+    return Problem(422, "bad_request", "The request cannot be read", problems=rows)
 
 
 def chosen(name: str, given: str | None, known: Sequence[str]) -> list[str] | None:
@@ -121,6 +127,11 @@ _KNOWN: dict[type[Exception], Callable[[Any], Problem]] = {
     UnknownSeries: lambda e: Problem(404, "not_found", str(e).strip("'\"")),
     BatchRefused: lambda e: Problem(400, e.code, "The batch cannot be taken", str(e), "It must not be sent again."),
     IngestBusy: lambda e: Problem(503, "busy", "More batches wait than can be written", str(e), "Send it again later."),
+    UnknownCursor: lambda e: Problem(
+        422, "bad_request", "The request cannot be read", problems=[{"path": "cursor", "message": str(e)}]
+    ),
+    StoreRejected: lambda e: Problem(422, "bad_value", "The database cannot hold a value of the request", str(e)),
+    StoreConflict: lambda e: Problem(409, "conflict", "It contradicts what the database has", str(e)),
     StoreUnavailable: lambda e: Problem(
         503, "store_unavailable", "The database does not answer", str(e), "Nothing was lost: try again."
     ),
@@ -130,7 +141,9 @@ _KNOWN: dict[type[Exception], Callable[[Any], Problem]] = {
 def install(app: FastAPI) -> None:
     """Answers every error of `app` with a problem document."""
 
-    async def known(_request: Request, error: Exception) -> Response:
+    async def known(request: Request, error: Exception) -> Response:
+        if isinstance(error, StoreRejected | StoreConflict):  # a check that comes before the database lets it through
+            _log.warning("the database refused a request", path=request.url.path, error=str(error))
         make = next(make for kind, make in _KNOWN.items() if isinstance(error, kind))
         return make(error).response()
 

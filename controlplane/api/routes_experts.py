@@ -83,7 +83,7 @@ def export(
     try:
         made = experts_export.begin(parts.store, asked)
     except ParquetMissing as error:
-        hint = "Install trimtab[parquet] beside the server, or ask for csv or npz."
+        hint = "In the server's checkout: pip install '.[parquet]'. Or ask for csv or npz."
         raise Problem(501, "no_pyarrow", "This server has no pyarrow, which writes Parquet", hint=hint) from error
     except ExportRefused as error:
         raise Problem(error.status, error.code, error.title, hint=error.hint) from error

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from controlplane.api.access import Caller, Operator, Parts, Viewer
 from controlplane.api.context import Context
-from controlplane.api.deeds import Deed, Doing
+from controlplane.api.deeds import Asked, Deed, Doing
 from controlplane.api.problems import Problem, chosen, not_found
 from controlplane.services import lifecycles, lifecycles_lineage, lifecycles_rows, views_lifecycles
 from controlplane.services import runs as run_service
@@ -19,7 +19,6 @@ from controlplane.store import lifecycles as rows
 from controlplane.store.base import LIFECYCLE_STATUSES
 from controlplane.store.engine import Session
 from controlplane.store.lifecycles import Executed
-from jobs.contract import is_text
 from jobs.lifecycle import lifecycle_templates, lifecycle_text, parse_lifecycle
 from jobs.spec import JobSpec, SpecError
 
@@ -42,12 +41,6 @@ def _alias(value: str) -> str:
     return value
 
 
-def _words(value: str) -> str:
-    if not is_text(value):
-        raise ValueError("holds a NUL or half of a character, which cannot be written down")
-    return value
-
-
 Hash = Annotated[str, AfterValidator(_hash)]
 
 
@@ -65,34 +58,31 @@ class Plan(BaseModel):
         return self.spec if self.spec is not None else self.yaml or ""
 
 
-class Clone(BaseModel):
+class Clone(Asked):
     """The stage with which the new one begins, and a changed plan as YAML if it is to have one."""
 
-    model_config = ConfigDict(extra="forbid")
     begin: str = Field(max_length=40)
     yaml: str | None = None
 
 
-class Word(BaseModel):
+class Word(Asked):
     """The checkpoint that is meant, by its hash or at least eight digits of it, and why."""
 
-    model_config = ConfigDict(extra="forbid")
     hash: Hash
-    reason: Annotated[str, Field(max_length=1000), AfterValidator(_words)] = ""
+    reason: str = Field(default="", max_length=1000)
 
 
-class Retry(BaseModel):
-    """Afresh from the stage's source with another seed, or only the evaluation; else what failed is done again."""
+class Retry(Asked):
+    """Its own job from the stage's source, a training with another seed; or only the evaluation. Without either what
+    failed or was stopped is done again; where nothing did, it is one of the two."""
 
-    model_config = ConfigDict(extra="forbid")
     fresh: bool = False
     evaluation: bool = False
 
 
-class Promotion(BaseModel):
+class Promotion(Asked):
     """The alias and the checkpoint at which it is to point."""
 
-    model_config = ConfigDict(extra="forbid")
     alias: Annotated[str, AfterValidator(_alias)]
     hash: Hash
 
@@ -111,14 +101,21 @@ def _where(parts: Context) -> Callable[[JobSpec], str]:
 
 @router.get("/lifecycles")
 def list_lifecycles(
-    parts: Parts, _caller: Viewer, status: str | None = None, limit: int = 50, cursor: str | None = None
+    parts: Parts,
+    _caller: Viewer,
+    status: str | None = None,
+    waits_for_person: bool | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
 ) -> Json:
     """Lifecycles with progress and cost, newest first, a page at a time: `next` is the cursor of the page after it."""
     limit = max(1, min(limit, 500))
     statuses = chosen("status", status, LIFECYCLE_STATUSES)
     with parts.store.read() as session:
         now = parts.clock.now()
-        page = lifecycles_rows.rows(session, statuses=statuses, limit=limit, before=cursor, now=now)
+        page = lifecycles_rows.rows(
+            session, statuses=statuses, waits=waits_for_person, limit=limit, before=cursor, now=now
+        )
     return {"lifecycles": page, "next": page[-1]["id"] if len(page) == limit else None}
 
 

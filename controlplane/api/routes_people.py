@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from controlplane.api.access import Admin, Caller, Operator, Parts, Viewer, note
-from controlplane.api.deeds import Doing
+from controlplane.api.deeds import Asked, Doing
 from controlplane.api.problems import Problem, chosen, not_found
 from controlplane.rules import book
 from controlplane.services import deliveries, incidents, tokens, views_incidents
@@ -29,20 +29,20 @@ def _number(given: Any) -> Any:
     return given.upper().removeprefix("INC-") if isinstance(given, str) else given
 
 
-Number = Annotated[int, BeforeValidator(_number), Path(description="the incident's number, or its label: INC-0007")]
+Number = Annotated[
+    int, BeforeValidator(_number), Path(le=2**53, description="the incident's number, or its label: INC-0007")
+]
 
 
-class Code(BaseModel):
+class Code(Asked):
     """A one-time code of a link, or a personal token."""
 
-    model_config = ConfigDict(extra="forbid")
     code: str = Field(max_length=200)
 
 
-class NewToken(BaseModel):
+class NewToken(Asked):
     """A token to make: for a person with a role, for the agent of a node, or a one-time link."""
 
-    model_config = ConfigDict(extra="forbid")
     kind: Literal["personal", "agent", "link"]
     subject: str = Field(default="", max_length=100)
     role: Literal["viewer", "operator", "admin"] | None = None
@@ -50,25 +50,22 @@ class NewToken(BaseModel):
     days: float = Field(default=30, gt=0, le=90)
 
 
-class Silence(BaseModel):
+class Silence(Asked):
     """How long nobody is told, and why."""
 
-    model_config = ConfigDict(extra="forbid")
     minutes: float = Field(gt=0, le=incidents.MAX_SILENCE_MINUTES)
     reason: str = Field(min_length=1, max_length=500)
 
 
-class Resolution(BaseModel):
+class Resolution(Asked):
     """Why an incident is over."""
 
-    model_config = ConfigDict(extra="forbid")
     reason: str = Field(min_length=1, max_length=500)
 
 
-class NewChannel(BaseModel):
+class NewChannel(Asked):
     """A webhook receiver; without a secret one is made and shown once."""
 
-    model_config = ConfigDict(extra="forbid")
     kind: str = "webhook"
     url: str = Field(max_length=2000)
     secret: str | None = None

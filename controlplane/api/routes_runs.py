@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from controlplane.api.access import Caller, Operator, Parts, Viewer, note, refuse
 from controlplane.api.context import Context
-from controlplane.api.deeds import Deed, Doing
+from controlplane.api.deeds import Asked, Deed, Doing
 from controlplane.api.described import WHO
 from controlplane.api.problems import Problem, chosen, not_found
 from controlplane.backends.absent import backend_of
@@ -41,17 +41,17 @@ class Submission(BaseModel):
         return self.spec if self.spec is not None else self.yaml or ""
 
 
-class Restart(BaseModel):
+class Restart(Asked):
     """From which checkpoint (the newest verified one by default) and without which nodes."""
 
-    model_config = ConfigDict(extra="forbid")
     checkpoint_id: str | None = None
     exclude_nodes: list[str] = Field(default_factory=list, max_length=1024)
 
 
-class Announcement(BaseModel):
-    """A trainer's word that a checkpoint is complete."""
+class Announcement(Asked):
+    """A trainer's word that a checkpoint is complete; whatever else it says is not read."""
 
+    model_config = ConfigDict(extra="ignore")
     attempt_no: int
     epoch: int
     step: int

@@ -172,13 +172,7 @@ def _runs(client: Client, run: str | None) -> Iterator[str]:
     if run is not None:
         yield run
         return
-    cursor = None
-    while True:
-        page = client.get("runs", status="active", limit=500, cursor=cursor)
-        yield from (row["id"] for row in page["runs"])
-        cursor = page["next"]
-        if cursor is None:
-            return
+    yield from (row["id"] for row in client.every("runs", status="active"))
 
 
 def _told(client: Client, run: str, *, needed: bool) -> Json | None:

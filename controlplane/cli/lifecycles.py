@@ -108,7 +108,7 @@ def ls(
     status: Annotated[str | None, typer.Option(help="only these, comma separated")] = None, output: Output = Form.table
 ) -> None:
     """List lifecycles, newest first: how far the stage under way is, and GPU-hours: productive, lost, queued."""
-    show(connect().get("lifecycles", status=status)["lifecycles"], _COLUMNS, output, name="id", wide=_WIDE)
+    show(list(connect().every("lifecycles", status=status)), _COLUMNS, output, name="id", wide=_WIDE)
 
 
 @app.command("show")
@@ -176,10 +176,15 @@ def refuse(
 def retry(
     lifecycle: Named,
     stage: StageName,
-    fresh: Annotated[bool, typer.Option("--fresh", help="train from the stage's source, with another seed")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="its own job from the stage's source, a training with another seed")
+    ] = False,
     evaluation: Annotated[bool, typer.Option("--evaluation", help="only evaluate again")] = False,
 ) -> None:
-    """Have a held stage tried again: what failed, from where it came to."""
+    """Have a held stage tried again: what failed or was stopped, from where it came to.
+
+    Where a gate refuses or a person is asked nothing failed: then say which, `--fresh` or `--evaluation`.
+    """
     _on_stage(lifecycle, stage, "retry", {"fresh": fresh, "evaluation": evaluation})
 
 

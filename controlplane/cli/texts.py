@@ -1,4 +1,4 @@
-"""What `submit` reads: a file, standard input or a template, by one name; and how its problems are printed.
+"""What `submit` reads: a file, standard input, a template or a preset, by one name; and how its problems are printed.
 
 It judges nothing but the kind of the text, so that a job that is given to `lifecycle submit` is told so in one line;
 what else is wrong with it the server says.
@@ -20,18 +20,21 @@ _TEMPLATES: dict[Kind, str] = {"Job": "templates", "Lifecycle": "lifecycle-templ
 
 
 def text_of(client: Client, named: str, kind: Kind) -> str:
-    """The YAML of a file, of standard input (`-`) or of a template; Exit with a sentence when it is none of them, or
-    is of another kind."""
+    """The YAML of a file, of standard input (`-`), of a template or of a preset; Exit with a sentence when it is none
+    of them, or is of another kind."""
     if not named.strip():
         raise usage("A YAML file, - for standard input, or a template's name is needed.")
     text = _read(named, kind)
     if text is not None:
         _refuse_another_kind(text, named, kind)
         return text
-    known = [one["name"] for one in client.get(_TEMPLATES[kind])["templates"]]
-    if named not in known:
+    ship = client.get(_TEMPLATES[kind])
+    known = [one["name"] for one in ship["templates"]]
+    presets = [one["name"] for one in ship.get("presets", ())]
+    if named not in (*known, *presets):
         there = ", ".join(known) or "none"
-        raise usage(f"There is no file {named}, and no template of this name; there are {there}.")
+        more = f"; and presets, jobs for other trainers: {', '.join(presets)}" if presets else ""
+        raise usage(f"There is no file {named}, and no template of this name; there are {there}{more}.")
     return str(client.get(f"{_TEMPLATES[kind]}/{named}")["yaml"])
 
 

@@ -155,6 +155,10 @@ def _again(view: PlanView, stage: StageView, wish: Again) -> PlanMove:
     if back is not None:
         words = f"Stage {stage.name} goes on: its run was taken up again by a person"
         return MoveStage(stage.name, back, f"{words}, and the retry that {wish.actor} asked for is dropped.")
+    back = lifecycle_again.at_its_end(stage, wish)
+    if back is not None:
+        words = f"{wish.actor} has stage {stage.name} go on: its run came to its end."
+        return MoveStage(stage.name, back, words, asked=True)
     return lifecycle_again.move(stage, wish) if view.desired == "run" else Rest()
 
 

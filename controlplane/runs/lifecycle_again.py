@@ -6,7 +6,7 @@ The same answer is given before a wish is taken (`refuses`) and when it is carri
 from __future__ import annotations
 
 from controlplane.runs.lifecycle_gates import short
-from controlplane.runs.lifecycle_states import AT_WORK
+from controlplane.runs.lifecycle_states import APPROVABLE, AT_WORK
 from controlplane.runs.lifecycle_view import Again, PlanMove, Rest, StageView, StartRun, Tried
 
 
@@ -17,6 +17,8 @@ def refuses(stage: StageView, wish: Again) -> str:
     if stage.init is not None and stage.init.tainted:
         spoilt = f"checkpoint {short(stage.init.hash)}, from which stage {stage.name} starts, is tainted"
         return f"{spoilt}: clone the lifecycle from stage {stage.plan.source}"
+    if stage.hold in APPROVABLE and not (wish.fresh or wish.evaluation):
+        return f"nothing of stage {stage.name} failed: ask for --fresh or --evaluation"
     if wish.evaluation and wish.fresh:
         return "an evaluation has nothing to begin afresh: ask for one of the two"
     if wish.evaluation and (stage.candidate is None or stage.newest("evaluate") is None):
@@ -87,6 +89,14 @@ def _held_by(stage: StageView, wish: Again) -> Tried | None:
     return stage.newest(stage.plan.role)
 
 
+def at_its_end(stage: StageView, wish: Again) -> str | None:
+    """The state in which a stage goes on whose run was told to save and end, and came to its own end all the same."""
+    last = stage.runs[-1] if stage.runs else None
+    if stage.hold != "budget" or wish.fresh or wish.evaluation or last is None:
+        return None
+    return _at_work(last) if last.status == "succeeded" and not last.busy else None
+
+
 def resumed(stage: StageView) -> str | None:
     """The state of a stage whose run a person took up again himself; None while it still waits."""
     last = stage.runs[-1] if stage.runs else None
@@ -94,6 +104,8 @@ def resumed(stage: StageView) -> str | None:
         return None
     if last.status == "succeeded" and last.role == stage.plan.role == "train" and last.final is None:
         return None  # that is why it is held
-    if last.role == "prepare":
-        return "preparing"
-    return "evaluating" if last.role == "evaluate" else AT_WORK[last.role]
+    return _at_work(last)
+
+
+def _at_work(last: Tried) -> str:
+    return "preparing" if last.role == "prepare" else AT_WORK[last.role]

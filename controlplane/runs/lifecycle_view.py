@@ -77,7 +77,8 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A person wants a held stage to be tried again: by its failed role, its training afresh, or its evaluation."""
+    """A person wants a held stage to be tried again: what failed or was stopped, its own job `fresh` from the stage's
+    source, or its evaluation."""
 
     actor: str
     fresh: bool = False
@@ -191,6 +192,8 @@ class MoveStage:
     """of a stage that is held before it began"""
     word: str | None = None
     """a person's refusal, which this carries out"""
+    asked: bool = False
+    """a person has it go on: the GPU-hours count anew"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from controlplane.runs.states import RUN_ENDED
 from controlplane.services import lifecycles_look, lifecycles_moves
 from controlplane.services.lifecycles_moves import tell
 from controlplane.services.outcomes import tell as tell_run
-from controlplane.store import lifecycles
+from controlplane.store import lifecycles, runs
 from controlplane.store.engine import Session
 from controlplane.store.lifecycles import Executed
 from controlplane.store.tables import Checkpoint, LifecycleStage
@@ -164,10 +164,12 @@ def _want(session: Session, named: str, desired: str, verb: str, *, actor: str, 
         raise LifecycleRefused(f"{found.state.name} is being cancelled: it cannot be {verb}")
     if found.state.desired == desired:
         return found
-    before, found.state.desired = found.state.desired, desired
+    found.state.desired = desired
     for one in lifecycles.runs_of(session, found.id):
         run = one.run
-        if run.status in RUN_ENDED or run.desired == "cancel" or (desired == "run" and run.desired != before):
+        if run.status in RUN_ENDED or run.desired in ("cancel", desired):
+            continue
+        if desired == "run" and runs.paused_alone(session, run.id):
             continue  # what a person wants of one run alone stays
         run.desired = desired
         tell_run(session, run, f"{actor} asked for its lifecycle to be {verb}.", kind=f"run_wish_{desired}", now=now)
@@ -274,8 +276,11 @@ def retry(
     actor: str,
     now: float,
 ) -> Executed:
-    """Has a held stage tried again: the role that failed, its training (`fresh`: from its source, with another seed),
-    or only its evaluation. LifecycleNotFound, LifecycleRefused."""
+    """Has a held stage tried again: what failed or was stopped, from where it came to; `fresh`: its own job from the
+    stage's source, a training with another seed; `evaluation`: that alone.
+
+    LifecycleNotFound; LifecycleRefused, also without either where nothing failed: a gate refuses, or a person is asked.
+    """
     found, row = _held(session, named, stage, "tried again")
     if row.wish is not None:
         raise LifecycleRefused(f"stage {stage} is being tried again already")
@@ -287,7 +292,7 @@ def retry(
         about = f"checkpoint {short(row.candidate_hash)} of stage {stage}"
         raise LifecycleRefused(f"a person's word on {about} is being carried out: it cannot be tried again now")
     row.wish = {"actor": actor, "fresh": fresh, "evaluation": evaluation}
-    what = "its evaluation" if evaluation else "afresh" if fresh else "from where it came to"
+    what = "its evaluation alone" if evaluation else "afresh" if fresh else "what failed or was stopped"
     tell(session, found, f"{actor} asked for stage {stage} to be tried again: {what}.", kind="stage_wish", now=now)
     return found
 

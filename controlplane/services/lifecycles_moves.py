@@ -28,7 +28,7 @@ from controlplane.services import runs as run_service
 from controlplane.services.lifecycles_messages import Pages
 from controlplane.store import events, lifecycles, runs
 from controlplane.store.engine import Session
-from controlplane.store.lifecycles import Executed
+from controlplane.store.lifecycles import Executed, OfStage
 from controlplane.store.tables import LifecycleStage, Run
 from jobs.lifecycle import Lifecycle
 from jobs.spec import JobSpec
@@ -147,6 +147,8 @@ def _move(session: Session, found: Executed, row: LifecycleStage, move: MoveStag
     if move.verdict is not None:
         row.verdict = move.verdict.as_dict()
     row.wish = None  # it was of the state that is left
+    if move.asked:
+        _count_anew(session, row, [one.run for one in _of(session, found, row)], now)
     if move.word is not None:
         lifecycles.use_approval(session, move.word, now=now)
     if move.state in STAGE_ENDED:
@@ -224,7 +226,7 @@ def _start(
     if move.closes is not None and not _close(session, move.closes, now):
         return False
     spec = _seeded(session, plan.job(row.name, move.role, move.item), move)
-    mine = [one for one in lifecycles.runs_of(session, found.id) if one.work.stage == row.name]
+    mine = _of(session, found, row)
     run = run_service.make(session, spec, lifecycle_id=found.id, backend=where(spec), actor=CONTROLLER, now=now)
     if mine:  # the newest one stays the newest, though the clock was set back
         run.created_s = max(run.created_s, mine[-1].run.created_s + 1e-3)
@@ -242,11 +244,11 @@ def _start(
         continues_id=move.continues,
     )
     row.round = move.round
-    row.retries = 0 if move.asked else row.retries + int(move.charged)
+    row.retries += int(move.charged)
     if move.asked:
         row.wish, row.verdict = None, None
         lifecycles.void_approvals(session, found.id, row.name, now=now)  # they were of what was found before
-        row.gpu_h_before = sum(lifecycles_cost.used(session, one.run, now) for one in mine)
+        _count_anew(session, row, [one.run for one in mine], now)
         if move.role == "train":
             row.candidate_hash, row.candidate_path = "", ""
             row.candidate_step, row.candidate_run_id = None, None
@@ -254,6 +256,16 @@ def _start(
     level = "warn" if move.charged else "info"
     tell(session, found, move.sentence, kind="stage_run", now=now, stage=row.name, level=level, run=run.id)
     return True
+
+
+def _of(session: Session, found: Executed, row: LifecycleStage) -> list[OfStage]:
+    return [one for one in lifecycles.runs_of(session, found.id) if one.work.stage == row.name]
+
+
+def _count_anew(session: Session, row: LifecycleStage, before: list[Run], now: float) -> None:
+    """A person has the stage go on: it has all of its budget again."""
+    row.retries = 0
+    row.gpu_h_before = sum(lifecycles_cost.used(session, run, now) for run in before)
 
 
 def _close(session: Session, run_id: str, now: float) -> bool:

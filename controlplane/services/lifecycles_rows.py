@@ -20,9 +20,17 @@ from controlplane.store.tables import Attempt, LifecycleStage
 Json = dict[str, Any]
 
 
-def rows(session: Session, *, statuses: Sequence[str] | None, limit: int, before: str | None, now: float) -> list[Json]:
-    """LifecycleRows with progress and cost, newest first. API: lifecycles."""
-    found = lifecycles.listed(session, statuses, limit=limit, before=before)
+def rows(
+    session: Session,
+    *,
+    statuses: Sequence[str] | None,
+    waits: bool | None = None,
+    limit: int,
+    before: str | None,
+    now: float,
+) -> list[Json]:
+    """LifecycleRows with progress and cost, newest first; `waits`: by their `waits_for_person`. API: lifecycles."""
+    found = lifecycles.listed(session, statuses, waits=waits, limit=limit, before=before)
     ids = [one.id for one in found]
     cost = {id_: Cost(*hours) for id_, hours in lifecycle_costs.kept(session, ids).items()}
     live = lifecycle_costs.not_kept(session, ids)

@@ -180,20 +180,29 @@ def _gate(row_: LifecycleStage, plan: Stage) -> Json | None:
         bound = asked.bound if isinstance(asked.bound, float) else None
         blank = {"metric": asked.metric, "op": asked.op, "value": None, "bound": bound, "ok": None, "sentence": ""}
         requirements.append({"requirement": text, **(judged.get(str(asked)) or blank)})
-    state = "open"
-    if row_.state == "passed":
-        state = "passed"
-    elif row_.state == "held" and row_.hold in APPROVABLE:
-        state = "refused" if row_.hold == "refused" else "waits"
-    elif row_.state == "failed":
-        state = "refused"
     return {
-        "state": state,
+        "state": _gate_state(row_, verdict.get("ok")),
         "requirements": requirements,
         "approval": plan.gate.approval,
         "sentence": verdict.get("sentence", ""),
         "checkpoint_hash": verdict.get("checkpoint_hash") or row_.candidate_hash or None,
     }
+
+
+def _gate_state(row_: LifecycleStage, ok: bool | None) -> str:
+    """What a gate says, by its verdict (`ok` None: there is none) and by where the stage is.
+
+    `overridden`: it refused and a person let it pass; `undecided`: it was reached, and the stage neither passed nor
+    waits at it any more.
+    """
+    if row_.state == "passed":
+        return "overridden" if ok is False else "passed"
+    if ok is False or row_.state == "failed":
+        return "refused"
+    if row_.state == "held" and row_.hold in APPROVABLE:
+        return "waits"
+    reached = ok is not None or (row_.candidate_hash and row_.state == "cancelled")
+    return "undecided" if reached else "open"
 
 
 def _run(one: OfStage, attempt: Attempt | None) -> Json:

@@ -51,6 +51,10 @@ class StoreRejected(ValueError):
     """A value that the database cannot hold."""
 
 
+class UnknownCursor(LookupError):
+    """A list is to go on after a row that is not there."""
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """The drivers' errors in the store's own words, for callers who know no SQL library."""
@@ -64,6 +68,10 @@ def _translated() -> Iterator[None]:
         if _of_a_value(error):
             raise StoreRejected(str(error.orig or error)) from error
         raise StoreUnavailable(str(error)) from error
+    except OverflowError as error:
+        if "SQLite" in str(error):  # its driver's word for an integer beyond 64 bits, which SQLAlchemy lets through
+            raise StoreRejected(str(error)) from error
+        raise
 
 
 def _of_a_value(error: StatementError) -> bool:

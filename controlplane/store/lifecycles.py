@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, defer
 from controlplane.ids import uuid7
 from controlplane.runs import lifecycle_states, states
 from controlplane.store.base import ATTEMPT_LIVE
+from controlplane.store.engine import UnknownCursor
 from controlplane.store.tables import (
     Alias,
     AliasMove,
@@ -52,16 +53,30 @@ def unfinished(session: Session) -> list[str]:
 
 
 def listed(
-    session: Session, statuses: Collection[str] | None = None, *, limit: int = 100, before: str | None = None
+    session: Session,
+    statuses: Collection[str] | None = None,
+    *,
+    waits: bool | None = None,
+    limit: int = 100,
+    before: str | None = None,
 ) -> list[Executed]:
-    """The newest lifecycles, of some statuses or all; `before` is the id of the last one already seen."""
+    """The newest lifecycles, of some statuses or all; `waits`: only those that wait for a person, or that do not.
+
+    `before` is the id of the last one already seen; UnknownCursor if there is none of this id.
+    """
     state = LifecycleState
     query = select(state).options(defer(state.source))
     query = query.order_by(state.created_s.desc(), state.lifecycle_id.desc()).limit(limit)
     if statuses is not None:
         query = query.where(state.status.in_(statuses))
-    seen = session.get(state, before) if before else None
-    if seen is not None:
+    if waits is not None:
+        held = select(LifecycleStage.lifecycle_id).where(LifecycleStage.state == "held")
+        wait = state.lifecycle_id.in_(held) & state.status.not_in(lifecycle_states.LIFECYCLE_ENDED)
+        query = query.where(wait if waits else ~wait)
+    if before:
+        seen = session.get(state, before)
+        if seen is None:
+            raise UnknownCursor(f"no lifecycle has the id {before}")
         same = (state.created_s == seen.created_s) & (state.lifecycle_id < seen.lifecycle_id)
         query = query.where((state.created_s < seen.created_s) | same)
     return _shown(session, session.scalars(query).all())

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from controlplane.ids import uuid7
 from controlplane.runs import states
 from controlplane.store.base import ATTEMPT_LIVE, DECISION_OPEN
+from controlplane.store.engine import UnknownCursor
 from controlplane.store.tables import Attempt, Checkpoint, Decision, Event, Lifecycle, Run
 
 WISH, WISH_DONE = "restart_wished", "restart_wish_taken"
@@ -29,12 +30,14 @@ def unfinished(session: Session) -> list[Run]:
 def listed(
     session: Session, statuses: Collection[str] | None = None, *, limit: int = 100, before: str | None = None
 ) -> list[Run]:
-    """The newest runs, of some statuses or all; `before` is the id of the last one already seen."""
+    """The newest runs, of some statuses or all; `before` is the id of the last one already seen. UnknownCursor."""
     query = select(Run).order_by(Run.created_s.desc(), Run.id.desc()).limit(limit)
     if statuses is not None:
         query = query.where(Run.status.in_(statuses))
-    seen = session.get(Run, before) if before else None
-    if seen is not None:
+    if before:
+        seen = session.get(Run, before)
+        if seen is None:
+            raise UnknownCursor(f"no run has the id {before}")
         query = query.where((Run.created_s < seen.created_s) | ((Run.created_s == seen.created_s) & (Run.id < seen.id)))
     return list(session.scalars(query))
 
@@ -266,6 +269,13 @@ def latest_wish(session: Session, run_id: str) -> Event | None:
     query = select(Event).where(Event.run_id == run_id, Event.kind.in_((WISH, WISH_DONE)))
     newest = session.scalars(query.order_by(Event.at_s.desc(), Event.id.desc()).limit(1)).one_or_none()
     return newest if newest is not None and newest.kind == WISH else None
+
+
+def paused_alone(session: Session, run_id: str) -> bool:
+    """Whether the last pause that was wanted of a run was of this run alone, not of its whole lifecycle."""
+    query = select(Event.data).where(Event.run_id == run_id, Event.kind == "run_wish_pause")
+    data = session.scalars(query.order_by(Event.at_s.desc(), Event.id.desc()).limit(1)).one_or_none()
+    return bool((data or {}).get("alone"))
 
 
 def why_cancelled(session: Session, run_id: str) -> str:

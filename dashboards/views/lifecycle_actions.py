@@ -50,10 +50,11 @@ DONE = {
     "promote": "{alias} points at {hash}.",
 }
 RETRIES = {
-    "again": "what failed, from where it came to",
+    "again": "what failed or was stopped, from where it came to",
     "fresh": "its training from the beginning, with another seed",
     "evaluation": "its evaluation alone",
 }
+OTHER_FRESH = "its own job, from the checkpoint that it starts from"
 
 
 def open_dialog(verb: str, view: Row, stage: Row | None = None) -> None:
@@ -132,7 +133,9 @@ def consequence(verb: str, view: Row, stage: Row | None = None, opened: Row | No
         cut = f" and{lost} is cancelled" if behind else ""
         return f"Stage {name} fails with checkpoint {about}{cut}. It cannot be undone; a clone can begin before it."
     if verb == "retry":
-        return f"Stage {name} gets a new run; its GPU-hours count anew. What it has made so far is kept."
+        told = f"Stage {name} goes on, and its GPU-hours count anew. What it has saved so far stays on disk."
+        loses = (opened or {}).get("hash") and "fresh" in retries(stage or {}) and (stage or {}).get("role") == "train"
+        return f"{told} Trained from the beginning, it has {about} as its checkpoint no longer." if loses else told
     if verb == "pause":
         return "Its runs save a checkpoint and stop, and nothing else begins. Resume goes on from there."
     if verb == "resume":
@@ -164,7 +167,7 @@ def _body(view: Row, stage: Row | None, opened: Row) -> None:
         asked = "Why, although the gate refuses" if verb == "approve" and refused(stage) else "Why"
         st.text_input(asked, key="lifecycle_why", placeholder="what the next reader should know")
     elif verb == "retry":
-        st.radio("Do again", retries(stage or {}), key="lifecycle_again", format_func=RETRIES.__getitem__)
+        st.radio("Do again", retries(stage or {}), key="lifecycle_again", format_func=lambda how: retried(how, stage))
     elif verb == "cancel":
         st.text_input(f"Type {theme.plain(str(view.get('name')))} to cancel it", key="lifecycle_typed")
     elif verb == "clone":
@@ -195,11 +198,20 @@ def refused(stage: Row | None) -> bool:
 
 
 def retries(stage: Row) -> list[str]:
-    """Which ways of trying again make sense for a stage."""
+    """Which ways of trying again make sense for a stage; where nothing failed the one that costs least comes first."""
     evaluated = any(run.get("role") == "evaluate" for run in stage.get("runs") or ())
     candidate = stage.get("candidate") or {}
-    found = ["again"] + (["fresh"] if stage.get("role") == "train" else [])
-    return found + (["evaluation"] if evaluated and candidate and not candidate.get("tainted") else [])
+    anew = ["fresh"] if stage.get("role") == "train" else []
+    evaluation = ["evaluation"] if evaluated and candidate and not candidate.get("tainted") else []
+    if stage.get("hold") in ("approval", "refused"):
+        return evaluation + anew or ["fresh"]
+    return ["again", *anew, *evaluation]
+
+
+def retried(how: str, stage: Row | None) -> str:
+    """A way of trying a stage again, in words."""
+    other = how == "fresh" and (stage or {}).get("role") != "train"
+    return OTHER_FRESH if other else RETRIES[how]
 
 
 def _clone_fields(view: Row) -> None:
@@ -251,7 +263,7 @@ def request(view: Row, stage: Row | None, opened: Row) -> tuple[str, dict[str, A
         body = {"hash": opened["hash"], "reason": why}
         return f"{base}/stages/{opened['stage']}/{verb}", body, "" if why else missing
     if verb == "retry":
-        how = str(state.get("lifecycle_again") or "again")
+        how = str(state.get("lifecycle_again") or retries(stage or {})[0])
         body = {"fresh": how == "fresh", "evaluation": how == "evaluation"}
         return f"{base}/stages/{opened['stage']}/retry", body, ""
     if verb == "cancel":

@@ -62,7 +62,9 @@ def gate_block(stage: Row) -> str:
         "passed": f"let {about} pass",
         "refused": f"refuses {about}",
         "waits": f"holds {about} until a person approves it",
-    }.get(str(gate.get("state")), "is not reached yet")
+        "overridden": f"refused {about}; a person let it pass",
+        "undecided": f"was reached and not decided for {about}",
+    }.get(str(gate.get("state")), "was not reached" if stage.get("state") == "cancelled" else "is not reached yet")
     return f'<p class="tt-gate-head"><i class="tt-gate tt-{level}">{sign}</i> <b>The gate</b> {does}</p>{table}'
 
 
@@ -71,6 +73,8 @@ def _approval(stage: Row) -> tuple[str, str, str]:
         return "ok", "✓", "given"
     if stage.get("state") == "failed":
         return "fault", "×", "not given"
+    if stage.get("state") == "cancelled":
+        return "off", "○", "not given"
     asked = stage.get("state") == "held" and stage.get("hold") in ("approval", "refused")
     return ("warn", "!", "waited for") if asked else ("off", "○", "not asked yet")
 

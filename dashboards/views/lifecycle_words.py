@@ -51,6 +51,8 @@ GATE: Mapping[str, State] = {
     "waits": ("warn", "!", "waits for approval"),
     "refused": ("fault", "×", "refuses"),
     "passed": ("ok", "✓", "passed"),
+    "overridden": ("warn", "!", "refused; a person let it pass"),
+    "undecided": ("off", "", "not decided"),
 }
 FIRST = "It is the first one of its name."
 # The sentence that a stage's state is told by, before its progress.

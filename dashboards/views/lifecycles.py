@@ -17,12 +17,14 @@ from dashboards.views.job_cards import glyph_chip
 
 Row = Mapping[str, Any]
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "all": (),
-    "live": ("active", "paused"),
-    "needs a person": ("active", "paused"),
-    "ended": lw.ENDED,
+ALL, WAITS = "all", {"waits_for_person": True}
+GROUPS: Mapping[str, Mapping[str, Any]] = {
+    ALL: {},
+    "live": {"status": "active,paused"},
+    "needs a person": WAITS,
+    "ended": {"status": ",".join(lw.ENDED)},
 }
+"""What each choice asks the server for: it filters, so that no age hides what a person is waited for."""
 LIMIT = 100
 HEADS = (
     ("name", ""),
@@ -54,7 +56,7 @@ def _head() -> None:
         st.segmented_control(
             *("Show", list(GROUPS)),
             key="group",
-            default="all",
+            default=ALL,
             bind="query-params",
             required=True,
             label_visibility="collapsed",
@@ -66,21 +68,39 @@ def _head() -> None:
 
 @st.fragment(run_every=5)
 def _list() -> None:
-    answer = theme.load("lifecycles", limit=LIMIT)
+    asked = GROUPS.get(str(st.session_state.get("group")), {})
+    answer = theme.load("lifecycles", limit=LIMIT, **asked)
     if answer is None:
         return
     rows = answer.get("lifecycles") or []
     if not rows:
+        _none(asked)
+        return
+    more = bool(answer.get("next"))
+    if more and not asked:
+        rows = _with_waiting(rows)
+    st.html(f'<div class="tt-scroll">{list_table(ordered(rows), data.now())}</div>')
+    if more:
+        older = " and, of the older ones, those that wait for a person" if len(rows) > LIMIT else ""
+        st.html(f'<p class="tt-muted">The newest {LIMIT}{" of these" if asked else ""}{older} are shown.</p>')
+
+
+def _with_waiting(rows: Sequence[Row]) -> list[Row]:
+    """The newest lifecycles, and the older ones that wait for a person."""
+    waiting = (theme.load("lifecycles", limit=LIMIT, **WAITS) or {}).get("lifecycles") or ()
+    known = {row.get("id") for row in rows}
+    return [*rows, *(row for row in waiting if row.get("id") not in known)]
+
+
+def _none(asked: Mapping[str, Any]) -> None:
+    """Nothing to list: whether there is any lifecycle at all is another question."""
+    any_ = theme.load("lifecycles", limit=1) if asked else {}
+    if any_ is None:
+        return
+    if any_.get("lifecycles"):
+        theme.empty("No lifecycle matches this filter.")
+    else:
         _none_yet()
-        return
-    group = str(st.session_state.get("group") or "all")
-    found = chosen(rows, group)
-    if not found:
-        theme.empty(f"None of {words.plural(len(rows), 'lifecycle')} matches this filter.")
-        return
-    st.html(f'<div class="tt-scroll">{list_table(found, data.now())}</div>')
-    if answer.get("next"):
-        st.html(f'<p class="tt-muted">The newest {LIMIT} lifecycles are shown.</p>')
 
 
 def _none_yet() -> None:
@@ -109,18 +129,14 @@ def template_table(templates: Sequence[Row]) -> str:
     return markup.table(heads, body)
 
 
-def chosen(rows: Sequence[Row], group: str) -> list[Row]:
-    """The lifecycles of a group: those that wait for a person first, then what is open, then the newest."""
-    states = GROUPS.get(group, ())
-    kept = [row for row in rows if not states or row.get("status") in states]
-    if group == "needs a person":
-        kept = [row for row in kept if row.get("waits_for_person")]
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """Those that wait for a person first, then what is open, then the newest."""
 
     def urgency(row: Row) -> tuple[bool, bool, float]:
         open_ = row.get("status") not in lw.ENDED
         return (not row.get("waits_for_person"), not open_, -float(row.get("created_s") or 0.0))
 
-    return sorted(kept, key=urgency)
+    return sorted(rows, key=urgency)
 
 
 def list_table(rows: Sequence[Row], now_s: float) -> str:

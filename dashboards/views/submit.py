@@ -1,4 +1,4 @@
-"""The Submit page: a template, a form, and beside it at all times what the server says about it.
+"""The Submit page: a template or a preset, a form, and beside it at all times what the server says about it.
 
 Why it exists: nobody should find out after an hour in a queue that a value was wrong. Each change asks the server for
 the same checks that it runs at submit; the form, the YAML box and the command for a terminal are one draft.
@@ -17,14 +17,18 @@ from dashboards.views.submit_form import PARTS, STATE, STEPS
 Row = Mapping[str, Any]
 
 YAML_WRONG = "submit_yaml_error"
+KINDS = {
+    "template": "Templates: they run as they are",
+    "preset": "Presets: jobs for other trainers, with a model and data to put in",
+}
 
 
 def page() -> None:
     """Draw the draft of this session, begun from the template or the run that the address names."""
     theme.style("jobs.css")
     try:
-        templates = data.get("templates")["templates"]
-        _begin(templates)
+        ship = shipped(data.get("templates"))
+        _begin(ship)
     except data.ApiError:
         waiting("templates")
         return
@@ -37,12 +41,17 @@ def page() -> None:
     st.html(submit_review.sentence_block(answer))
     form, review = st.columns([36, 64], gap="large")
     with form:
-        _form(templates, answer.get("problems") or [])
+        _form(ship, answer.get("problems") or [])
     with review:
         _review(job, answer)
 
 
-def _begin(templates: list[Row]) -> None:
+def shipped(answer: Row) -> dict[str, str]:
+    """The jobs that the server brings, by name: whether each is a template or a preset; templates first."""
+    return {str(row["name"]): kind for kind in KINDS for row in answer.get(f"{kind}s") or ()}
+
+
+def _begin(ship: Mapping[str, str]) -> None:
     """Start a draft once: from `?clone=run`, from `?template=name`, or from the first template."""
     clone, wanted = st.query_params.get("clone"), st.query_params.get("template")
     source = f"run {clone}" if clone else str(wanted or (st.session_state.get(STATE) or {}).get("template") or "")
@@ -55,9 +64,8 @@ def _begin(templates: list[Row]) -> None:
         job = draft.with_value(base, "metadata.name", f"{run['name']}-again")
         st.session_state[STATE] = {"source": source, "template": source, "base": base, "draft": job}
         return
-    names = [str(row["name"]) for row in templates]
-    if names:
-        _use_template(wanted if wanted in names else names[0])
+    if ship:
+        _use_template(wanted if wanted is not None and wanted in ship else next(iter(ship)))
 
 
 def _use_template(name: str) -> None:
@@ -68,7 +76,7 @@ def _use_template(name: str) -> None:
 
 
 def _choose(name: str) -> None:
-    """Begin anew from a template; what the address named before no longer counts."""
+    """Begin anew from a template or a preset; what the address named before no longer counts."""
     for part in ("clone", "template"):
         st.query_params.pop(part, None)
     try:
@@ -143,18 +151,26 @@ def _submit(key: str) -> None:
     theme.go("job", {"run": str(run["id"])})
 
 
-def _form(templates: list[Row], problems: list[Row]) -> None:
-    names = [str(row["name"]) for row in templates]
+def _form(ship: Mapping[str, str], problems: list[Row]) -> None:
     source = st.session_state[STATE]["source"]
     for number, part in enumerate(PARTS):
-        note = "" if number else f"from {'template ' if source in names else ''}{source}"
+        note = "" if number else f"from {ship[source] + ' ' if source in ship else ''}{source}"
         st.html(submit_review.anchor(part.anchor))
         with theme.section_row(part.heading, note, key=f"submit_{part.anchor}"):
-            if not number and len(names) > 1:
+            if not number and len(ship) > 1:
                 with st.popover("change", type="tertiary"):
-                    for name in names:
-                        st.button(theme.plain(name), key=f"template:{name}", on_click=_choose, args=(name,))
+                    _choice(ship)
         submit_form.draw(part, problems)
+
+
+def _choice(ship: Mapping[str, str]) -> None:
+    """A button for each job that the server brings, under what it is."""
+    for kind, heading in KINDS.items():
+        names = [name for name, of in ship.items() if of == kind]
+        if names:
+            st.caption(heading)
+        for name in names:
+            st.button(theme.plain(name), key=f"template:{name}", on_click=_choose, args=(name,))
 
 
 def _review(job: Row, answer: Row) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from controlplane.api.app import OPEN
 from controlplane.services import tokens
-from controlplane.store.engine import StoreUnavailable
+from controlplane.store.engine import StoreConflict, StoreRejected, StoreUnavailable
 
 VIEWER_MAY_POST = {"/api/v1/runs/validate"}
 ANYBODY = {("DELETE", "/api/v1/session")}
@@ -78,6 +78,40 @@ def test_the_document_names_every_call_and_who_may_make_it(api: Any) -> None:
         else:
             assert who in ("viewer", "any token", "no token") or path in OWN_ONLY, path
     assert "default" in calls["POST", "/api/v1/runs"]["responses"]
+
+
+@pytest.mark.parametrize("hole", ["a%00b", "9" * 24, "%ED%A0%80"])
+def test_no_name_makes_the_server_fail_on_either_database(two_servers: Any, hole: str) -> None:
+    api, _ = two_servers
+    headers = {"Authorization": f"Bearer {api.token(role='admin')}"}
+    for method, path in routes(api.app):
+        if "{" not in path or path in OWN_ONLY:
+            continue
+        for body in ({}, {"reason": "\0"}):
+            address = api.url + re.sub(r"\{[^}]+\}", hole, path)
+            answer = api.http.request(method, address, headers=headers, json=body)
+            assert answer.status_code < 500, (method, path, body, answer.text)
+            if "%00" in hole:
+                assert (answer.status_code, answer.json()["problems"][0]["path"]) == (422, "path"), path
+    for query in ("cursor", "status", "against"):
+        answer = api.http.get(f"{api.url}/api/v1/lifecycles", headers=headers, params={query: "a\0"})
+        assert (answer.status_code, answer.json()["problems"][0]["path"]) == (422, "query")
+    bad = api.http.post(f"{api.url}/api/v1/nodes/n/cordon", headers=headers, json={"reason": "\0"})
+    assert (bad.status_code, bad.json()["problems"][0]["path"]) == (422, "reason")
+
+
+@pytest.mark.parametrize(("error", "status"), [(StoreRejected("too long"), 422), (StoreConflict("taken"), 409)])
+def test_what_only_the_database_refuses_is_the_requests_fault(
+    api: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    def refused() -> None:
+        raise error
+
+    viewer = api.token(role="viewer")
+    assert api.call("GET", "session", viewer).status_code == 200
+    monkeypatch.setattr(api.context.store, "read", refused)
+    answer = api.call("GET", "runs", viewer)
+    assert (answer.status_code, answer.json()["detail"]) == (status, str(error))
 
 
 def test_a_viewer_reads_everything_and_changes_nothing(api: Any) -> None:

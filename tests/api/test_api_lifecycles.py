@@ -9,7 +9,7 @@ import pytest
 
 from controlplane.services.lifecycles_conductor import Conductor
 from controlplane.services.reconcile import LEASE
-from controlplane.store import audit, leases
+from controlplane.store import audit, leases, lifecycles
 from jobs.lifecycle import parse_lifecycle
 from tests.runs.conducting import gate, plan
 
@@ -167,6 +167,38 @@ def test_what_no_database_keeps_is_refused_and_harms_nothing(api: Any, kind: str
         assert (answer.status_code, [one["path"] for one in answer.json()["problems"]]) == (422, [path])
         assert raw(api, f"{kind}/validate", {"spec": bad}).status_code == 200
     assert api.call("GET", kind, api.token(role="viewer")).json()[kind] == []
+
+
+def test_the_list_comes_in_pages_and_by_what_waits_for_a_person(api: Any) -> None:
+    ids = [submit(api, body={"spec": plan({"name": "a"}, name=f"n{number}")}).json()["id"] for number in range(5)]
+    with api.context.store.write() as session:
+        for id_, status in ((ids[0], "active"), (ids[1], "cancelled")):
+            found = lifecycles.get(session, id_)
+            lifecycles.move_stage(found.stages[0], "held", reason="x", now=1.0, hold="failed")
+            lifecycles.move_lifecycle(found.state, status, reason="x", now=1.0)
+
+    def listed(**query: Any) -> Any:
+        return api.call("GET", "lifecycles", api.token(role="viewer"), params=query)
+
+    first = listed(limit=3).json()
+    second = listed(limit=3, cursor=first["next"]).json()
+    assert [row["id"] for row in first["lifecycles"] + second["lifecycles"]] == ids[::-1]
+    (waiting,) = listed(waits_for_person="true").json()["lifecycles"]
+    assert (waiting["id"], waiting["waits_for_person"]) == (ids[0], True)
+    others = listed(waits_for_person="false").json()["lifecycles"]
+    assert [row["id"] for row in others] == ids[:0:-1] and not any(row["waits_for_person"] for row in others)
+    assert listed(waits_for_person="true", status="paused").json()["lifecycles"] == []
+    assert listed(waits_for_person="perhaps").status_code == 422
+
+
+@pytest.mark.parametrize("kind", ["lifecycles", "runs"])
+def test_a_cursor_that_is_no_row_is_no_first_page(api: Any, kind: str) -> None:
+    submit(api)
+    viewer = api.token(role="viewer")
+    answer = api.call("GET", kind, viewer, params={"cursor": "nonsense"})
+    assert answer.status_code == 422
+    assert answer.json()["problems"] == [{"path": "cursor", "message": f"no {kind[:-1]} has the id nonsense"}]
+    assert api.call("GET", kind, viewer, params={"cursor": ""}).status_code == 200
 
 
 def test_lifecycles_that_ship_are_apart_from_jobs(api: Any) -> None:

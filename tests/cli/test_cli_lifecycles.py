@@ -95,6 +95,19 @@ def test_a_lifecycle_is_submitted_listed_and_shown(command: Command, made: str) 
     assert command.run("show", "nowhere").returncode == 102
 
 
+def test_a_list_goes_on_to_its_end(command: Command, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = lifecycles_cli.connect()
+    for number in range(4):
+        client.submit_lifecycle(plan({"name": "a"}, name=f"more-{number}"))
+    asked = client.get
+
+    def by_two(path: str, **params: Any) -> Any:
+        return asked(path, **{**params, "limit": 2})
+
+    monkeypatch.setattr(client, "get", by_two)
+    assert len(command.run("ls", "-o", "name").stdout.split()) == 5
+
+
 def test_a_dry_run_says_what_would_happen_and_what_is_new(command: Command, made: str, tmp_path: Path) -> None:
     changed, wrong = tmp_path / "changed.yaml", tmp_path / "wrong.yaml"
     changed.write_text(json.dumps(PLAN).replace("loss < 2.6", "loss < 2.4"))

@@ -128,6 +128,12 @@ def test_a_word_that_is_not_possible_says_why(changes: Any, can: str, why: str) 
 def test_a_stage_is_tried_again_afresh_and_refused_with_what_is_lost(api: FakeApi) -> None:
     page = lifecycle()
     page.button(key="lifecycle_retry").click().run()
+    assert page.radio(key="lifecycle_again").options == [
+        "its evaluation alone",
+        "its training from the beginning, with another seed",
+    ], "nothing failed"
+    told = " ".join(str(one.value) for one in page.markdown).replace("\\", "")
+    assert "Trained from the beginning, it has 69c6f8f12c48 as its checkpoint no longer." in told
     page.radio(key="lifecycle_again").set_value("fresh").run()
     page.button(key="lifecycle_do").click().run()
     page.button(key="lifecycle_refuse").click().run()

@@ -5,7 +5,7 @@ from typing import Any
 import fake_lifecycles as samples
 import pytest
 
-from dashboards.views import job_cards, lifecycle_cards, lifecycle_lineage, lifecycle_track
+from dashboards.views import job_cards, lifecycle_actions, lifecycle_cards, lifecycle_lineage, lifecycle_track
 from dashboards.views import lifecycle_words as lw
 from dashboards.views.lifecycle_lineage import Cell
 
@@ -109,6 +109,40 @@ def test_an_approval_is_asked_of_an_operator_with_the_hash_and_what_goes_on_mean
         "sft waits for an operator's word on checkpoint 69c6f8f12c48. All 2 requirements hold. "
         "Meanwhile code trains, step 5 of 10 · 50.0 %. Then release begins."
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"hold": "failed"}, ["again", "fresh", "evaluation"]),
+        ({"hold": "budget", "candidate": None}, ["again", "fresh"]),
+        ({"hold": "approval"}, ["evaluation", "fresh"]),
+        ({"hold": "refused", "runs": []}, ["fresh"]),
+        ({"hold": "refused", "role": "release", "runs": []}, ["fresh"]),
+        ({"hold": "failed", "role": "release", "runs": []}, ["again"]),
+    ],
+)
+def test_only_what_failed_is_offered_without_saying_what(changes: Any, found: list[str]) -> None:
+    held = {**samples.stages()[1], **changes}
+    assert lifecycle_actions.retries(held) == found
+    told = [lifecycle_actions.retried(how, held) for how in found]
+    assert any("seed" in one for one in told) == (held["role"] == "train")
+
+
+@pytest.mark.parametrize(
+    ("state", "of", "said"),
+    [
+        ("refused", "cancelled", "refuses checkpoint"),
+        ("overridden", "passed", "; a person let it pass"),
+        ("undecided", "cancelled", "was reached and not decided for checkpoint"),
+        ("open", "cancelled", "was not reached"),
+        ("open", "waiting", "is not reached yet"),
+    ],
+)
+def test_the_gate_is_told_as_it_was(state: str, of: str, said: str) -> None:
+    held = samples.stages()[1]
+    text = lifecycle_cards.gate_block({**held, "state": of, "gate": {**held["gate"], "state": state}})
+    assert said in text and ("✓</i> <b>The gate" in text) == (state == "passed")
 
 
 @pytest.mark.parametrize(("hours", "said"), [(None, "–"), (0.0, "0"), (0.004, "< 0.01"), (0.5, "0.50"), (34.7, "34.7")])

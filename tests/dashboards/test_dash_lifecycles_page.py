@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import fake_lifecycles as samples
 import pytest
-from fake_runs import FakeApi, serving
+from fake_runs import Call, FakeApi, serving
 from pages_under_test import markup, open_page
 from streamlit.testing.v1 import AppTest
 
@@ -41,9 +41,27 @@ def test_the_list_puts_what_waits_for_a_person_on_top(api: FakeApi) -> None:
     ):
         assert part in text
     assert f'href="/lifecycle?lifecycle={samples.ID}&amp;stage=sft"' in text
-    rows = api.answers["GET lifecycles"]["lifecycles"]
-    assert [row["name"] for row in view.chosen(rows, "needs a person")] == ["walk"]
-    assert "None of 2 lifecycles matches" in markup(lifecycles(group="ended"))
+    asked = [call.query for call in api.calls if call.path == "lifecycles"]
+    assert asked == [{"limit": "100"}]
+
+
+def test_the_server_filters_so_that_no_age_hides_what_waits(api: FakeApi) -> None:
+    old = samples.row(id="old", name="for-weeks")
+    young = [samples.row(id=f"y{at}", name=f"young-{at}", waits_for_person=False) for at in range(view.LIMIT)]
+
+    def listed(call: Call) -> dict[str, object]:
+        if call.query.get("waits_for_person") == "true":
+            return {"lifecycles": [old], "next": None}
+        return {"lifecycles": [] if call.query.get("status") else young, "next": "y99"}
+
+    api.answers["GET lifecycles"] = listed
+    text = markup(lifecycles(group="needs a person"))
+    assert ">for-weeks<" in text and "young" not in text
+    text = markup(lifecycles())
+    assert text.index(">for-weeks<") < text.index(">young-0<")
+    assert "The newest 100 and, of the older ones, those that wait for a person are shown." in text
+    assert "No lifecycle matches this filter." in markup(lifecycles(group="ended"))
+    assert [call for call in api.calls if call.query.get("status") == "succeeded,failed,cancelled"]
 
 
 def test_the_list_asks_for_itself_alone_and_an_unknown_cost_is_no_zero(api: FakeApi) -> None:

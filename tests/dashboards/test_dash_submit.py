@@ -163,6 +163,19 @@ def test_another_template_begins_a_new_draft(api: FakeApi) -> None:
     assert "0 values against other" in markup(page)
 
 
+def test_a_preset_is_offered_as_what_it_is_and_opens_by_its_address(api: FakeApi) -> None:
+    preset = draft.with_value(samples.SPEC, "metadata.name", "megatron-gpt")
+    api.answers["GET templates"] = {"templates": [{"name": "toy"}], "presets": [{"name": "megatron"}]}
+    api.answers["GET templates/megatron"] = {"name": "megatron", "yaml": yaml.safe_dump(preset, sort_keys=False)}
+    page = submit()
+    told = [one.value for one in page.caption]
+    assert [one.split(":")[0] for one in told] == ["Templates", "Presets"]
+    page.button(key="template:megatron").click().run()
+    assert page.text_input(key="submit:metadata.name").value == "megatron-gpt"
+    assert "from preset megatron" in markup(page)
+    assert submit(template="megatron").text_input(key="submit:metadata.name").value == "megatron-gpt"
+
+
 def test_no_template_is_said(api: FakeApi) -> None:
     api.answers["GET templates"] = {"templates": []}
     assert "No template is installed." in markup(submit())

@@ -95,8 +95,8 @@ def test_the_cost_of_a_failure_is_counted_in_steps_until_hours_are_known() -> No
 def test_the_advice_stands_in_the_cost_of_a_failure_with_its_inputs() -> None:
     markup = submit_review.failure_block(samples.SPEC, samples.VALIDATION).replace("\u00a0", " ")
     for part in (
-        "<span>loses least</span><b>each 421 steps, 14 m 2 s</b>",
-        "<span>by Young and Daly</span><b>each 14 m 4 s</b>",
+        "<span>loses least</span><b>each 421 steps, 14 m 02 s</b>",
+        "<span>by Young and Daly</span><b>each 14 m 04 s</b>",
         "88.4 % as it is set, 98.6 % with that",
         "<span>spare nodes</span><b>2 lose least</b>",
         "<span>stops expected</span><b>1.8</b>",

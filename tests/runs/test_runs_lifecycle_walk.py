@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,51 @@ def test_a_person_who_refuses_ends_the_stage_and_what_waits_for_it(walk: Conduct
     assert any(one.startswith("bob refused checkpoint") and one.endswith("it babbles.") for one in walk.story(made))
     (word,) = walk.shown(made)["approvals"]
     assert (word["verdict"], word["used_s"] is not None, word["voided_s"]) == ("refused", True, None)
+
+
+def _cancelled(walk: Conducting, made: str) -> None:
+    walk.ask(made, "cancel")
+
+
+def _tainted(walk: Conducting, made: str) -> None:
+    walk.taint(walk.held(made).candidate_hash)
+
+
+def _approved(walk: Conducting, made: str) -> None:
+    walk.say(made, "a", "approved", reason="good enough")
+
+
+def _refused(walk: Conducting, made: str) -> None:
+    walk.say(made, "a", "refused")
+
+
+@pytest.mark.parametrize(
+    ("then", "against", "agreed", "asked"),
+    [
+        (_cancelled, "refused", "undecided", "undecided"),
+        (_tainted, "refused", "undecided", "open"),
+        (_approved, "overridden", "passed", "passed"),
+        (_refused, "refused", "refused", "refused"),
+    ],
+)
+def test_a_gate_says_what_it_found_whatever_became_of_its_stage(
+    walk: Conducting, then: Callable[[Conducting, str], None], against: str, agreed: str, asked: str
+) -> None:
+    both = {"evaluation": JOB, "require": ["loss < 2.6"], "approval": True}
+    for loss, kept, held, after in (
+        (3.0, both, "refused", against),
+        (2.0, both, "waits", agreed),
+        (2.0, gate(approval=True), "waits", asked),
+    ):
+        walk.metrics["a"] = {"loss": loss}
+        made = walk.begin({"name": "a", "gate": kept}, {"name": "b"})
+        assert walk.shown(made)["stages"][0]["gate"]["state"] == "open"
+        walk.walk(made)
+        assert walk.shown(made)["stages"][0]["gate"]["state"] == held
+        then(walk, made)
+        for _ in range(3):
+            walk.tick()
+        assert walk.shown(made)["stages"][0]["gate"]["state"] == after, (loss, kept)
 
 
 def test_branches_run_beside_each_other(walk: Conducting) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from controlplane.services import preflight, views_runs, views_why
 from controlplane.services import runs as service
-from controlplane.services.durations import duration
 from controlplane.store import steps
 from controlplane.store.engine import Store
 from jobs.spec import load_template
@@ -185,6 +184,13 @@ def test_a_story_told_while_it_happens_says_what_is_not_there_yet(pilot: Pilot) 
     assert sum(one["seconds"] for one in card["phases"]) == pytest.approx(pilot.clock.now() - card["at_s"])
 
 
+def test_a_run_that_waits_says_for_what(pilot: Pilot) -> None:
+    waiting = pilot.submit(nodes=5)
+    pilot.round(0)
+    assert why(pilot, waiting)["waits"] == "It is queued: 1 more node of 5 needed: no other node is known."
+    assert why(pilot, pilot.started(last=20, name="other"))["waits"] == ""
+
+
 def test_faults_and_restarts_of_a_node_with_a_wrong_clock_are_told_by_the_servers(pilot: Pilot) -> None:
     pilot.behind_s = 600.0
     run_id = restarted(pilot)
@@ -201,14 +207,6 @@ def test_steps_are_thinned_but_keep_their_ends(pilot: Pilot) -> None:
     assert len(series["step"]) == 50 and (series["step"][0], series["step"][-1]) == (1, 500)
     assert len({len(values) for name, values in series.items() if name != "no"}) == 1
     assert found["tokens_per_step"] == 2048
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1.84, "1.8 s"), (9.96, "10 s"), (59.6, "1 m 00 s"), (172, "2 m 52 s"), (3599.7, "1 h 00 m"), (11100, "3 h 05 m")],
-)
-def test_a_duration_in_words(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 # --- preflight ---
@@ -254,7 +252,9 @@ def test_what_is_taken_or_lacking_is_named(pilot: Pilot) -> None:
         and "2 in use by another run (node-0, node-1)" in sentence
     )
     assert found["sentence"].startswith("3 nodes would wait for 1 more to be free")
-    assert lines(checked(pilot, spec(nodes=5)))["nodes"] == ("error", "5 nodes are asked for, 4 exist")
+    more = checked(pilot, spec(nodes=5))
+    assert lines(more)["nodes"] == ("warn", "5 nodes are asked for, 4 exist")
+    assert more["sentence"].startswith("5 nodes would wait for 2 more to be free and for 1 more node to join;")
     assert lines(checked(pilot, spec(nodes=4)))["spares"][0] == "warn"
 
 

@@ -145,6 +145,13 @@ def test_what_no_column_holds_is_rejected(store: Store) -> None:
         session.add(Channel(name="thing", kind=object()))
 
 
+def test_a_number_beyond_its_integers_is_rejected_by_the_embedded_one(sqlite_store: Store) -> None:
+    with pytest.raises(StoreRejected, match="too large"), sqlite_store.read() as session:
+        session.execute(text("SELECT :number"), {"number": 10**24})
+    with pytest.raises(OverflowError, match="our own"), sqlite_store.read():
+        raise OverflowError("our own")
+
+
 def test_a_sick_database_is_not_a_wrong_value(tmp_path: Path) -> None:
     path = tmp_path / "sick.db"
     whole = Store(f"sqlite:///{path}")
