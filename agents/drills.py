@@ -7,14 +7,19 @@ tell it from a fault. A node that exists refuses all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
 class DrillKind:
-    """One drill: the rule that must find it ("" for the repair of all), and what it does, in words."""
+    """One drill: the rule that must find it ("" for the repair of all), what it does, in words, and to what.
+
+    `part`: gpu, nic (the port beside the GPU of that number) or host (whatever the number).
+    """
 
     rule: str
     title: str
+    part: Literal["gpu", "nic", "host"] = "gpu"
 
 
 DRILLS: dict[str, DrillKind] = {
@@ -52,22 +57,28 @@ DRILLS: dict[str, DrillKind] = {
     "vram-leak": DrillKind("vram-leak", "4 GiB stay in use; found once no process is left"),
     "power-cap": DrillKind("power-cap", "power capping unlike the job's other GPUs"),
     "straggler": DrillKind("straggler", "a clock of 80 % unlike the job's other GPUs"),
-    "drift": DrillKind("drift", "another driver version than the job's other nodes"),
-    "nic-down": DrillKind("nic-down", "the port beside the GPU loses its link"),
-    "nic-flap": DrillKind("nic-flap", "that port's link goes and comes three times"),
-    "rdma-retry": DrillKind("rdma-retry", "that port gives up on transfers"),
-    "retransmits": DrillKind("nic-retransmits", "that port sends 0.03 % of its packets again"),
-    "retransmits-severe": DrillKind("nic-retransmits-severe", "that port sends 2 % of its packets again"),
-    "congestion": DrillKind("nic-congestion", "2 % of that port's packets tell of congestion"),
-    "out-of-order": DrillKind("nic-out-of-order", "60 % of that port's packets are out of order"),
-    "host-mce": DrillKind("host-mce", "a machine check of the host"),
-    "host-memory": DrillKind("host-memory", "an uncorrectable error of the host's memory"),
-    "host-lockup": DrillKind("host-lockup", "the host's kernel locks up"),
-    "host-nvme": DrillKind("host-nvme", "an NVMe device does not answer"),
-    "host-nvme-missing": DrillKind("host-nvme-missing", "an NVMe device is missing"),
-    "host-oom": DrillKind("host-oom", "the host runs out of memory"),
-    "host-disk": DrillKind("host-disk", "a file system is nearly full"),
-    "host-clock": DrillKind("host-clock", "the host's clock is wrong"),
+    "drift": DrillKind("drift", "another driver version than the job's other nodes", "host"),
+    "nic-down": DrillKind("nic-down", "the port beside the GPU loses its link", "nic"),
+    "nic-flap": DrillKind("nic-flap", "that port's link goes and comes three times", "nic"),
+    "rdma-retry": DrillKind("rdma-retry", "that port gives up on transfers", "nic"),
+    "retransmits": DrillKind("nic-retransmits", "that port sends 0.03 % of its packets again", "nic"),
+    "retransmits-severe": DrillKind("nic-retransmits-severe", "that port sends 2 % of its packets again", "nic"),
+    "congestion": DrillKind("nic-congestion", "2 % of that port's packets tell of congestion", "nic"),
+    "out-of-order": DrillKind("nic-out-of-order", "60 % of that port's packets are out of order", "nic"),
+    "host-mce": DrillKind("host-mce", "a machine check of the host", "host"),
+    "host-memory": DrillKind("host-memory", "an uncorrectable error of the host's memory", "host"),
+    "host-lockup": DrillKind("host-lockup", "the host's kernel locks up", "host"),
+    "host-nvme": DrillKind("host-nvme", "an NVMe device does not answer", "host"),
+    "host-nvme-missing": DrillKind("host-nvme-missing", "an NVMe device is missing", "host"),
+    "host-oom": DrillKind("host-oom", "the host runs out of memory", "host"),
+    "host-disk": DrillKind("host-disk", "a file system is nearly full", "host"),
+    "host-clock": DrillKind("host-clock", "the host's clock is wrong", "host"),
     "clear": DrillKind("", "end all drills of this GPU, its port and its host"),
 }
 """`page-fault` and `gpu-reset` once more make the rules on what comes again fire."""
+
+
+def told(kind: str, number: int) -> str:
+    """A drill and where it acts: hbm-uncorrectable on GPU 3, nic-down on NIC 3, host-oom. One not known is its name."""
+    part = DRILLS[kind].part if kind in DRILLS else "host"
+    return kind if part == "host" else f"{kind} on {part.upper()} {number}"

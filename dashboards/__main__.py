@@ -63,7 +63,7 @@ def tls_context(options: argparse.Namespace) -> ssl.SSLContext | None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m dashboards", description="the Trimtab dashboard")
-    parser.add_argument("--api", required=True, help="address of the API, e.g. http://127.0.0.1:8400")
+    parser.add_argument("--api", required=True, help="address of the API, e.g. http://127.0.0.1:8440")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond loopback only with TLS")
     parser.add_argument("--port", type=int, default=8501, help="port to listen on; 0 takes a free one")
     parser.add_argument("--allow-host", action="append", default=[], help="a further host name that browsers may use")

@@ -43,8 +43,8 @@ ACTING_ROLES = ("operator", "admin")
 
 
 def api_url() -> str:
-    """The address of the API, without a slash at its end."""
-    return os.environ.get(API_VARIABLE, "http://127.0.0.1:8400").rstrip("/")
+    """The address of the API, without a slash at its end: TRIMTAB_API_URL, or where `trimtab serve` is by default."""
+    return os.environ.get(API_VARIABLE, "http://127.0.0.1:8440").rstrip("/")
 
 
 def token() -> str:

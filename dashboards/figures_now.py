@@ -104,11 +104,11 @@ def lost_words(rows: Sequence[Row], of: Row) -> str:
 
 
 def span_words(bars: Bars, gpus: int = 0) -> str:
-    """18:50 to 18:50 UTC, 24 h, share of 1,024 GPUs, one bar = 15 m"""
+    """18:50 to 18:50 UTC, 1 d, share of 1,024 GPUs, one bar = 15 m"""
     end = bars.begin_s + bars.count * bars.width_s
     clock = words.clock if bars.width_s < 60 else words.short_clock
-    width = f"{bars.width_s:.0f} s" if bars.width_s < 60 else words.duration(bars.width_s)
-    length = words.duration(bars.count * bars.width_s)
+    width = f"{bars.width_s:.0f} s" if bars.width_s < 60 else words.span(bars.width_s)
+    length = words.span(bars.count * bars.width_s)
     share = f"share of {words.plural(gpus, 'GPU')}, " if gpus else ""
     return f"{clock(bars.begin_s)} to {clock(end)} UTC, {length}, {share}one bar = {width}"
 

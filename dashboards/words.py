@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from math import isfinite
 
 UNKNOWN = "–"
-MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -48,23 +48,26 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A length of time in its two largest units: 2.2 s, 41 s, 2 m 52 s, 1 h 22 m, 3 d 4 h."""
+    """Seconds in their two largest units, as the server says it: 2.2 s, 41 s, 2 m 52 s, 1 h 02 m, 3 d 4 h."""
     if seconds is None or not isfinite(seconds):
         return UNKNOWN
     if seconds < 0:
         return "−" + duration(-seconds)
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if seconds < HOUR_S - 0.5:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} m {rest} s" if rest else f"{minutes} m"
-    if seconds < 2 * DAY_S:
-        hours, minutes = divmod(round(seconds / MINUTE_S), 60)
-        return f"{hours} h {minutes} m" if minutes else f"{hours} h"
-    days, hours = divmod(round(seconds / HOUR_S), 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
+    whole = round(seconds)
+    if whole < MINUTE_S:
+        return f"{whole} s"
+    if whole < HOUR_S:
+        return f"{whole // MINUTE_S} m {whole % MINUTE_S:02d} s"
+    if whole < DAY_S:
+        return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} m"
+    return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
+
+
+def span(seconds: float) -> str:
+    """The length of a round stretch, without the zeros of its smaller unit: 15 m, 2 h, 1 d."""
+    return re.sub(r" 0+ [smh]$", "", duration(seconds))
 
 
 def age(seconds: float | None) -> str:

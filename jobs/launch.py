@@ -9,16 +9,14 @@ the code of the rank that failed first. It restarts nothing: that is the control
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from jobs.contract import (
     ContractError,
@@ -28,9 +26,9 @@ from jobs.contract import (
     Heartbeat,
     fingerprint,
     read_exit_records,
-    write_json,
     write_save_by,
 )
+from jobs.termination import Termination, short_form, write_termination
 
 CLASSES = {
     Exit.DONE: "done",
@@ -45,28 +43,6 @@ _AGREED = frozenset({Exit.SAVED, Exit.NUMERICS, Exit.BAD_NODE, Exit.CONFIG})
 # What a rank says when another one went away (gloo and RCCL): a symptom of an end elsewhere, never its cause.
 _PEER_LOST = re.compile(r"connection (closed|reset) by peer|broken pipe|remote process exited|socket closed", re.I)
 _PR_SET_CHILD_SUBREAPER = 36
-
-
-@dataclass(frozen=True)
-class Termination:
-    """How the command ended on this node: the agreed code, its class, and the first failing rank's error.
-
-    Classes: done, saved, numerics, bad_node, configuration; error (a rank's own), peer_lost (another node's end seen
-    from here), killed (from outside: a rank that had begun left no record, or was told to stop too late to save).
-    """
-
-    code: int
-    ended_as: str
-    fingerprint: str
-    message: str
-    first_rank: int | None
-    at_s: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As termination.json holds it; `ended_as` is named class there."""
-        found = asdict(self)
-        found["class"] = found.pop("ended_as")
-        return found
 
 
 def classify(status: int, records: list[ExitRecord], begun: frozenset[int], stopped_by: int | None) -> Termination:
@@ -289,18 +265,17 @@ def main(arguments: list[str] | None = None) -> int:
     if ended.message:
         print(f"launch: {ended.ended_as}: {ended.message}", file=sys.stderr, flush=True)
     if heartbeat_dir is not None:
-        write_json(heartbeat_dir / "termination.json", ended.to_dict(), durable=True)
+        write_termination(heartbeat_dir, ended)
     _leave_word(ended, os.environ.get("TRIMTAB_TERMINATION_LOG"))
     return ended.code
 
 
 def _leave_word(ended: Termination, path: str | None) -> None:
-    """The same for a pod's status, which keeps 4,096 bytes: a longer message is cut, never the record."""
+    """The same for a pod's status."""
     if not path:
         return
-    short = replace(ended, message=ended.message[:1500], fingerprint=ended.fingerprint[:300])
     try:
-        Path(path).write_text(json.dumps(short.to_dict()))
+        Path(path).write_text(short_form(ended))
     except OSError as error:
         print(f"launch: the termination message could not be written: {error}", file=sys.stderr, flush=True)
 

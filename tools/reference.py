@@ -158,7 +158,7 @@ def api() -> Iterator[str]:
     """docs/api.md: a row a call, a table of each body's fields, a row a code."""
     yield API
     document = routed().openapi()
-    for tag in ("runs", "fleet", "people"):
+    for tag in ("runs", "lifecycles", "fleet", "people"):
         yield f"## {tag.capitalize()}\n"
         yield "| call | who | what | asked with |"
         yield "|---|---|---|---|"
@@ -187,7 +187,7 @@ def _call(call: str, operation: Json) -> str:
         with_.append(f"[{name}](#{name.lower()})" if name else f"`{kind}`")
     if any(one["name"] == "Idempotency-Key" for one in operation.get("parameters", ())):
         with_.append("a key")
-    return f"| `{call}` | {operation[WHO]} | {operation['description']} | {'; '.join(with_) or '–'} |"
+    return f"| `{call}` | {operation[WHO]} | {' '.join(operation['description'].split())} | {'; '.join(with_) or '–'} |"
 
 
 def _body(name: str, schema: Json) -> Iterator[str]:

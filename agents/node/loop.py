@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+from agents import drills
 from agents.node.agent import Agent
 from agents.probe import wake
 from agents.readings import Fault
@@ -109,4 +110,4 @@ class Loop:
         while not self.drills.empty():
             drill = self.drills.get()
             refused = self.agent.drill(drill)
-            say(f"drill {drill.kind} on GPU {drill.gpu}: {refused or 'registers changed'}")
+            say(f"drill {drills.told(drill.kind, drill.gpu)}: {refused or 'registers changed'}")

@@ -111,7 +111,8 @@ def start(given: argparse.Namespace) -> tuple[Loop, Sender]:
     try:
         given.token_file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise StartError(f"--token-file: {error}. An admin makes one: trimtab token create --kind agent") from error
+        cure = f"trimtab token create --kind agent --node {given.node}"
+        raise StartError(f"--token-file: {error}. An admin makes one: {cure}") from error
     with ExitStack() as opened:
         try:
             rules = load_rules(Path(given.rules) if given.rules else None)

@@ -34,7 +34,8 @@ from controlplane.backends.base import (
     SubmitConflict,
 )
 from controlplane.backends.processes import Launcher
-from jobs.contract import is_finite, is_text, is_whole, write_json
+from jobs.contract import write_json
+from jobs.termination import read_termination
 
 _PLAN, _PROCESSES = "plan.json", "processes.json"
 
@@ -154,7 +155,7 @@ class LocalBackend:
 
     def _member(self, name: str, launcher: Launcher) -> Member:
         alive = self._alive(launcher)
-        told = None if alive else _read_termination(self.heartbeat_dir(launcher.node, name))
+        told = None if alive else read_termination(self.heartbeat_dir(launcher.node, name))
         code = int(str(told["code"])) if told else None
         return Member(launcher.index, launcher.node, alive, code, told)
 
@@ -280,17 +281,3 @@ def _read_launchers(home: Path) -> list[Launcher]:
     if not isinstance(found, list):
         raise ValueError("the launchers must be a list")
     return [Launcher.read(one) for one in found]
-
-
-def _read_termination(beats: Path) -> dict[str, object] | None:
-    """What a launcher wrote at its end; None when it wrote nothing, or nothing that can be understood."""
-    try:
-        found = json.loads((beats / "termination.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not is_whole(found.get("code")) or not is_finite(found.get("at_s")):
-        return None
-    if not all(is_text(found.get(name)) for name in ("class", "fingerprint", "message")):
-        return None
-    rank = found.get("first_rank")
-    return found if rank is None or is_whole(rank) else None

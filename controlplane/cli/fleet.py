@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agents import drills
 from controlplane.cli.output import Form, Output, connect, hint, length, link, one, show
 
 nodes = typer.Typer(no_args_is_help=True, help="Machines.")
@@ -96,10 +97,12 @@ def give_back(
 def drill(
     kind: Annotated[str, typer.Argument(help="hbm-uncorrectable, gpu-lost, nic-down, clear …")],
     node: Annotated[str, typer.Option(help="a simulated node")],
-    gpu: Annotated[int, typer.Option(help="the GPU, or the NIC of that number")] = 0,
+    gpu: Annotated[int, typer.Option(help="the GPU, or the NIC of that number; a host has but one")] = 0,
 ) -> None:
     """Make a simulated device report a fault. Real nodes are refused."""
     client = connect()
     client.drill(node, kind, gpu)
-    hint(f"{node} will report {kind} on {gpu} with its next sample.")
+    every = f"end the drills of GPU {gpu}, NIC {gpu} and its host"
+    did = every if kind == "clear" else f"report {drills.told(kind, gpu)}"
+    hint(f"{node} will {did} with its next sample.")
     link(client, f"fleet?node={node}")

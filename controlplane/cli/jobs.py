@@ -20,6 +20,8 @@ Json = dict[str, Any]
 Run = Annotated[str, typer.Argument(help="the run's id or name")]
 LOOKS = 4
 """Looks, a second apart, at which a run must wait for a person to be unfinished: a wish just made may be under way."""
+WAITING = ("queued", "paused", "needs_human")
+"""States of a run of which nothing is under way: its reason says why."""
 _ENDS = {"succeeded": EXIT.OK, "failed": EXIT.FAILED, "cancelled": EXIT.CANCELLED}
 
 
@@ -36,6 +38,7 @@ _COLUMNS = [
     ("step", lambda row: None if row["step"] is None else f"{row['step']}/{row['steps']}"),
     ("done", _percent),
 ]
+_WHY: Column = ("reason", lambda row: row["reason"] if row["status"] in WAITING else None)
 _WIDE = [
     ("loss", lambda row: None if row["loss"] is None else f"{row['loss']:.3f}"),
     ("tokens/s", lambda row: None if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f}"),
@@ -70,9 +73,10 @@ def submit(
 ) -> None:
     """Submit a job; prints the run's id.
 
-    `--dry-run` only says what the control plane finds: exit code 1 if it would refuse the job. `--dry-run=server` also
-    shows the objects that the cluster would be sent, with the API server's word on them: 1 too if the job could not
-    start whatever ends, 6 if no cluster could be asked.
+    `--dry-run` only says what the control plane finds: exit code 1 if it would refuse the job, or if a check is an
+    error, which bars the Submit page's button too: as it is the job would never start. What it would wait for, be it
+    for more nodes than there are, is a warning. `--dry-run=server` also shows the objects that the cluster would be
+    sent, with the API server's word on them: 6 if no cluster could be asked.
     """
     client = connect()
     text = text_of(client, file, "Job")
@@ -91,7 +95,7 @@ def _said(found: Json, output: Form, dry_run: DryRun) -> EXIT:
     if output in (Form.table, Form.wide):
         hint(found["sentence"])
     never = any(check["level"] == "error" for check in found["checks"])
-    if found["problems"] or (never and dry_run is DryRun.server):
+    if found["problems"] or never:
         return EXIT.ERROR
     if dry_run is not DryRun.server or (cluster and cluster["asked"]):
         return EXIT.OK
@@ -120,7 +124,8 @@ def ls(
     status: Annotated[str | None, typer.Option(help="only these, comma separated")] = None, output: Output = Form.table
 ) -> None:
     """List runs, newest first."""
-    show(connect().get("runs", status=status)["runs"], _COLUMNS, output, name="id", wide=_WIDE)
+    columns = _COLUMNS if output is Form.wide else [*_COLUMNS, _WHY]
+    show(list(connect().every("runs", status=status)), columns, output, name="id", wide=_WIDE)
 
 
 @app.command()
@@ -235,7 +240,8 @@ def wait(run: Run, timeout: Annotated[float, typer.Option(help="seconds")] = 360
                 hint(f"{run} waits for a person: {found['reason'] or 'it was paused'}")
             raise Exit(code)
         if time.monotonic() > begun + timeout:
-            hint(f"{run} is {found['status']}, {progress(found)}, after {timeout:.0f} s")
+            why = f": {found['reason']}" if found["status"] in WAITING and found["reason"] else ""
+            hint(f"{run} is {found['status']}, {progress(found)}, after {timeout:.0f} s{why}")
             raise Exit(EXIT.TIMEOUT)
         time.sleep(1.0)
 
@@ -256,7 +262,7 @@ def progress(run: Json) -> str:
 
 @app.command()
 def why(run: Run, output: Output = Form.table) -> None:
-    """Why a run restarted: the cause, the decision, what was lost, and the timeline."""
+    """Why a run restarted, or does not start: the cause, the decision, what was lost, and the timeline."""
     one(connect().why(run), output, story, name="run")
 
 
@@ -273,8 +279,9 @@ def story(told: Json) -> str:
         if decision and decision["verification"]:
             lines.append(f"  {decision['state']}: {decision['verification']['sentence']}")
         lines.append("")
-    if not told["restarts"]:
-        lines += [f"{told['run']} has not restarted.", ""]
+    now = [] if told["restarts"] else [f"{told['run']} has not restarted."]
+    now += [told["waits"]] if told["waits"] else []
+    lines += [" ".join(now), ""] if now else []
     lines.append("Timeline (UTC)")
     begun = None
     for line in told["timeline"]:

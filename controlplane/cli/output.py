@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from controlplane.client import ApiError, Client, Unreachable
+from controlplane.services.durations import duration
 
 Json = dict[str, Any]
 Column = tuple[str, Callable[[Json], object]]
@@ -125,18 +126,7 @@ def _word(value: object) -> str:
 
 def length(seconds: float | None) -> str:
     """1.8 s, 14 s, 2 m 52 s, 3 h 05 m, 2 d 4 h; a dash for what is not known."""
-    if seconds is None:
-        return "–"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60:02d} s"
-    if whole < 86_400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} m"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+    return "–" if seconds is None else duration(seconds)
 
 
 def dashboard(client: Client) -> str:

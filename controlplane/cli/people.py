@@ -174,7 +174,7 @@ def doctor() -> None:
 
     say(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]}", "3.11 or newer is needed")
     for name, extra in (("fastapi", "server"), ("sqlalchemy", "server"), ("streamlit", "ui"), ("torch", "train")):
-        say(importlib.util.find_spec(name) is not None, name, f"pip install 'trimtab[{extra}]'")
+        say(importlib.util.find_spec(name) is not None, name, f"pip install '.[{extra}]' in a checkout of Trimtab")
     owners = importlib.metadata.packages_distributions().get("agents", [])
     foreign = [owner for owner in owners if owner != "trimtab"]
     say(

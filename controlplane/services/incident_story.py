@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from controlplane.rules.incident_machine import FIRING
+from controlplane.services.durations import duration
 from controlplane.services.transitions import label
 from controlplane.store.tables import Attempt, Decision, Fault, Incident, Node
 
@@ -242,18 +243,8 @@ def clock(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%H:%M:%S")
 
 
-def duration(seconds: float) -> str:
-    """1.8 s, 14 s, 2 m 52 s, 3 h 5 m"""
-    value, unit = _number(seconds)
-    return f"{value} {unit}".rstrip()
-
-
 def _number(seconds: float) -> tuple[str, str]:
-    if seconds < 9.95:
-        return f"{seconds:.1f}", "s"
-    whole = round(seconds)
-    if whole < 60:
-        return str(whole), "s"
-    if whole < 3600:
-        return f"{whole // 60} m {whole % 60} s", ""
-    return f"{whole // 3600} h {whole % 3600 // 60} m", ""
+    """A length of time as a tile's figure and its unit; where it has two units they stay with their numbers."""
+    told = duration(seconds)
+    value, _, unit = told.partition(" ")
+    return (told, "") if " " in unit else (value, unit)

@@ -55,7 +55,7 @@ def check(
     return {
         "problems": [],
         "checks": [*_checks(spec, fits, free is not None), *(foreseen.checks(seen) if seen is not None else ())],
-        "sentence": _sentence(spec, usable if free is not None else None, seconds, hours),
+        "sentence": _sentence(spec, fits if free is not None else None, seconds, hours),
         "candidates": [{"node": one.node, "ok": one.ok, "reason": one.reason} for one in fits],
         "yaml": spec.to_yaml(),
         "gpu_hours": hours,
@@ -89,18 +89,35 @@ def _seconds(session: Session, spec: JobSpec) -> float | None:
     return sum(seconds for seconds, _ in earlier) / done * spec.spec.train.steps if done else None
 
 
-def _sentence(spec: JobSpec, usable: int | None, seconds: float | None, hours: float | None) -> str:
+def _sentence(spec: JobSpec, fits: Sequence[plan.Fit] | None, seconds: float | None, hours: float | None) -> str:
     wanted = spec.spec.resources.nodes
-    count = f"{wanted} node{'s' if wanted != 1 else ''}"
-    if usable is None:
-        begin = f"{count} are asked for; whether they are free cannot be seen right now"
-    elif usable >= wanted:
+    count = _nodes(wanted)
+    if fits is None:
+        begin = f"{count} {_are(wanted)} asked for; whether they are free cannot be seen right now"
+    elif sum(one.ok for one in fits) >= wanted:
         begin = f"{count} would start at once"
     else:
-        begin = f"{count} would wait for {wanted - usable} more to be free"
+        begin = f"{count} would wait for {_lacking(wanted, fits)}"
     if seconds is None or hours is None:
         return f"{begin}; how long it runs is unknown: no run of this name has trained yet."
     return f"{begin}, run about {duration(seconds)}, and use {hours:.2f} GPU-hours."
+
+
+def _lacking(wanted: int, fits: Sequence[plan.Fit]) -> str:
+    """What must come: nodes that are there to be free, nodes that are not there to join."""
+    absent = max(0, wanted - len(fits))
+    taken = wanted - absent - sum(one.ok for one in fits)
+    parts = [f"{taken} more to be free"] if taken else []
+    parts += [f"{absent} more node{'s' if absent != 1 else ''} to join"] if absent else []
+    return " and for ".join(parts)
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' if count != 1 else ''}"
+
+
+def _are(count: int) -> str:
+    return "are" if count != 1 else "is"
 
 
 def _checks(spec: JobSpec, fits: Sequence[plan.Fit], known: bool) -> list[Json]:
@@ -110,7 +127,8 @@ def _checks(spec: JobSpec, fits: Sequence[plan.Fit], known: bool) -> list[Json]:
     if not known:
         checks.append(line("warn", "nodes", "the backend cannot be asked for its nodes right now"))
     elif wanted > len(fits):
-        checks.append(line("error", "nodes", f"{wanted} nodes are asked for, {len(fits)} exist"))
+        exist = f"{len(fits) or 'none'} exist{'s' if len(fits) < 2 else ''}"
+        checks.append(line("warn", "nodes", f"{_nodes(wanted)} {_are(wanted)} asked for, {exist}"))
     elif usable < wanted:
         short = f"{usable} of {wanted} nodes are free now, {wanted - usable} short"
         checks.append(line("warn", "nodes", f"{short}: {foreseen.grouped(fits)}"))

@@ -96,10 +96,13 @@ def _want(store: Sessions, run_id: str, desired: str, verb: str, *, actor: str, 
     with store.write() as session:
         run = _found(session, run_id)
         _refuse_ended(run, verb)
-        if run.desired == desired:
+        # paused with its lifecycle, it is now to stay so when that is resumed
+        alone = desired == "pause" and not (run.desired == "pause" and runs.paused_alone(session, run.id))
+        if run.desired == desired and not alone:
             return
         run.desired = desired
-        tell(session, run, f"{actor} asked for {run.id} to be {verb}.", kind=f"run_wish_{desired}", now=now)
+        words, kind = f"{actor} asked for {run.id} to be {verb}.", f"run_wish_{desired}"
+        tell(session, run, words, kind=kind, now=now, alone=alone)
 
 
 def stop(store: Sessions, run_id: str, *, actor: str, now: float) -> None:

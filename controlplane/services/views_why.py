@@ -25,6 +25,7 @@ from controlplane.store.tables import Attempt, Decision, Fault, Run
 from jobs.spec import parse_job
 
 Json = dict[str, Any]
+_WAITING = {"queued": "It is queued", "paused": "It is paused", "needs_human": "It waits for a person"}
 
 
 def timeline(session: Session, run: Run) -> list[Json]:
@@ -36,7 +37,7 @@ def timeline(session: Session, run: Run) -> list[Json]:
 
 
 def why(session: Session, run: Run, now: float) -> Json:
-    """A Why: one card a restart, what a person is asked to do now, and the timeline. API: runs/{run}/why."""
+    """A Why: a card a restart, what a person is asked now, why the run waits, the timeline. API: runs/{run}/why."""
     attempts = runs.attempts(session, run.id)
     decisions = {one.id: one for one in runs.decisions(session, run.id)}
     numbers = views_runs.incident_numbers(session, list(decisions.values()))
@@ -59,8 +60,17 @@ def why(session: Session, run: Run, now: float) -> Json:
         "restarts": restarts,
         "proposal": told[asked.id] if asked is not None else None,
         "proposed": list(told.values()),
+        "waits": _waits(run),
         "timeline": timeline(session, run),
     }
+
+
+def _waits(run: Run) -> str:
+    """Why nothing of a run is under way, as a sentence; empty where something is, or the run has ended."""
+    lead = _WAITING.get(run.status)
+    if lead is None:
+        return ""
+    return f"{lead}: {run.reason.rstrip('.')}." if run.reason else f"{lead}."
 
 
 def _proposal(session: Session, asked: Decision, attempts: list[Attempt], numbers: dict[str, int]) -> Json:

@@ -253,9 +253,11 @@ def _why(run_id: str) -> None:
 
 
 def never_restarted(why: Row) -> str:
-    """Why there is no restart to tell of."""
+    """Why there is no restart to tell of, as markup."""
     if why.get("proposal"):
         return "It did not: the restart above is proposed, and its policy leaves it to a person."
+    if waits := why.get("waits"):
+        return f"It did not. {theme.escape(str(waits))}"
     return "It did not. The first attempt is the only one."
 
 

@@ -303,7 +303,8 @@ def test_a_spool_in_use_a_missing_token_and_a_binary_rule_file_are_named(tmp_pat
     outbox = Outbox(tmp_path / "spool")
     assert "another agent" in refused(lambda words: words, tmp_path)
     outbox.close()
-    assert "trimtab token create" in refused(lambda words: [*words, "--token-file", str(tmp_path / "no")], tmp_path)
+    cure = "trimtab token create --kind agent --node n"
+    assert cure in refused(lambda words: [*words, "--token-file", str(tmp_path / "no")], tmp_path)
     (tmp_path / "rules").write_bytes(b"\xff\xfe\0")
     assert "cannot be read" in refused(lambda words: [*words, "--rules", str(tmp_path / "rules")], tmp_path)
     (tmp_path / "file").write_text("")

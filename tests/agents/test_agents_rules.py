@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from agents import drills
 from agents.drills import DRILLS
 from agents.node.sources.drills import CHANGES
 from agents.node.sources.simulated import SimulatedSource
@@ -217,6 +218,16 @@ def test_every_drill_belongs_to_a_rule_and_every_rule_of_a_node_to_a_drill() -> 
     further = {"thermal-severe", "nic-down-long"}
     assert drilled <= rules and rules - drilled == again | further
     assert set(DRILLS) == set(CHANGES)
+
+
+def test_a_drill_says_on_which_part_of_a_node_it_acts() -> None:
+    scopes = {rule.id: rule.scope for rule in load_rules()}
+    told = {name: of.part for name, of in DRILLS.items() if of.rule in scopes}
+    assert told == {name: scopes[DRILLS[name].rule] for name in told}
+    assert [DRILLS[name].part for name in OF_PEERS] == ["gpu", "gpu", "host"]
+    for kind, said in (("hbm-poison", "hbm-poison on GPU 3"), ("rdma-retry", "rdma-retry on NIC 3")):
+        assert drills.told(kind, 3) == said
+    assert (drills.told("host-oom", 3), drills.told("not-known-yet", 3)) == ("host-oom", "not-known-yet")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from trimtab_process import Served, serve
 
-from controlplane.cli import demo
+from controlplane.cli import demo, fleet
 from controlplane.cli.dashboard import Dashboard
 from controlplane.cli.jobs import progress
 from controlplane.settings import Settings
@@ -27,7 +27,13 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("folder", "cannot be read: Is a directory"),
         ("binary.yaml", "is no text: a job is YAML in UTF-8"),
-        ("nofile.yaml", "There is no file nofile.yaml, and no template of this name; there are toy."),
+        (
+            "nofile.yaml",
+            (
+                "There is no file nofile.yaml, and no template of this name; there are toy; and presets, jobs for "
+                "other trainers: huggingface, megatron, roll, slime, torchtitan, verl."
+            ),
+        ),
     ],
 )
 def test_what_is_no_job_is_said_in_a_sentence(served: Served, tmp_path: Path, name: str, said: str) -> None:
@@ -57,6 +63,12 @@ def test_a_dry_run_has_every_form(served: Served, tmp_path: Path) -> None:
         assert "router.experts" in answer.stdout and "data.source" in answer.stdout
 
 
+def test_a_preset_is_submitted_by_its_name(served: Served) -> None:
+    found = served.run("job", "submit", "megatron", "--dry-run", "-o", "json")
+    assert json.loads(found.stdout)["problems"] == [], found.stderr
+    assert "pretrain_gpt.py" in json.loads(found.stdout)["yaml"]
+
+
 def test_a_log_that_is_none_says_so(served: Served) -> None:
     run = served.run("job", "submit", "toy").stdout.strip()
     for option, code, said in (
@@ -79,6 +91,44 @@ def test_a_run_that_waits_for_a_person_is_unfinished(served: Served) -> None:
     short = served.run("job", "wait", run, "--timeout", "0")
     assert short.returncode == 3 and "no step yet of 200, after 0 s" in short.stderr
     served.run("job", "stop", run)
+
+
+def test_a_run_that_cannot_start_says_why_wherever_it_is_asked_about(served: Served) -> None:
+    found = served.run("job", "submit", "toy", "--dry-run")
+    assert found.returncode == 0 and "warn   nodes: 2 nodes are asked for, none exists" in found.stdout
+    assert "2 nodes would wait for 2 more nodes to join" in found.stderr
+    run = served.run("job", "submit", "toy").stdout.strip()
+    reason = "2 more nodes of 2 needed"
+    waited = served.run("job", "wait", run, "--timeout", "5")
+    assert waited.returncode == 3 and f"no step yet of 200, after 5 s: {reason}" in waited.stderr
+    assert f"{run} has not restarted. It is queued: {reason}" in served.run("job", "why", run).stdout
+    (row,) = [line for line in served.run("job", "ls").stdout.splitlines() if line.startswith(run)]
+    assert reason in row
+    served.run("job", "stop", run)
+
+
+class Taking:
+    """A client whose server takes every drill."""
+
+    def drill(self, _node: str, _kind: str, _gpu: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("hbm-uncorrectable", "n1 will report hbm-uncorrectable on GPU 2 with its next sample."),
+        ("nic-down", "n1 will report nic-down on NIC 2 with its next sample."),
+        ("host-oom", "n1 will report host-oom with its next sample."),
+        ("clear", "n1 will end the drills of GPU 2, NIC 2 and its host with its next sample."),
+    ],
+)
+def test_a_drill_is_said_to_be_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, said: str
+) -> None:
+    monkeypatch.setattr(fleet, "connect", Taking)
+    monkeypatch.setenv("TRIMTAB_DASHBOARD_URL", "http://127.0.0.1:8441")
+    fleet.drill(kind, "n1", 2)
+    assert capsys.readouterr().err.splitlines() == [said, "  http://127.0.0.1:8441/fleet?node=n1"]
 
 
 def run_of(step: int | None, *attempts: tuple[int | None, int | None]) -> dict[str, Any]:

@@ -174,8 +174,8 @@ TIMELINE: list[dict[str, Any]] = [
     },
 ]
 
-WHY: dict[str, Any] = {"run": RUN_ID, "restarts": [RESTART], "timeline": TIMELINE}
-NO_WHY: dict[str, Any] = {"run": RUN_ID, "restarts": [], "timeline": []}
+WHY: dict[str, Any] = {"run": RUN_ID, "restarts": [RESTART], "waits": "", "timeline": TIMELINE}
+NO_WHY: dict[str, Any] = {"run": RUN_ID, "restarts": [], "waits": "", "timeline": []}
 
 ADVICE: dict[str, Any] = {
     "sentence": "1,024 GPUs are stopped by a fault about once in 2 days, so a checkpoint each 421 steps loses least.",

@@ -41,7 +41,7 @@ def test_the_page_tells_the_whole_run(api: FakeApi) -> None:
 
 def test_the_page_says_how_often_a_checkpoint_would_lose_least(api: FakeApi) -> None:
     text = markup(job()).replace("\u00a0", " ")
-    for part in ("Cost of a failure", "each 421 steps, 14 m 2 s", "a checkpoint blocks 2.0 s (assumed)"):
+    for part in ("Cost of a failure", "each 421 steps, 14 m 02 s", "a checkpoint blocks 2.0 s (assumed)"):
         assert part in text
 
 
@@ -54,10 +54,12 @@ def test_a_tainted_checkpoint_has_no_way_to_restart_from_it(api: FakeApi) -> Non
 def test_a_run_without_attempts_is_empty_and_not_zero(api: FakeApi) -> None:
     api.answers[f"GET {RUN}"] = samples.new_run_view()
     api.answers[f"GET {RUN}/steps"] = {"attempts": [], "tokens_per_step": None}
-    api.answers[f"GET {RUN}/why"] = samples.NO_WHY
+    waits = "It is queued: 1 more node of 2 needed: <none> is known."
+    api.answers[f"GET {RUN}/why"] = {**samples.NO_WHY, "waits": waits}
     page = job()
     text = markup(page)
-    for part in ("no attempt yet", "the chart begins with the first one", "It did not.", "None yet"):
+    said = "It did not. It is queued: 1 more node of 2 needed: &lt;none&gt; is known."
+    for part in ("no attempt yet", "the chart begins with the first one", said, "None yet"):
         assert part in text
     assert ">0<" not in text
     assert not labels(page)["Restart from…"]

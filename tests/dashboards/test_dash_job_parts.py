@@ -39,7 +39,7 @@ def test_an_ended_run_says_when_it_ended(status: str, label: str) -> None:
         status=status, attempts=[samples.attempt(1), samples.attempt(2, ended_s=samples.START + 120)]
     )
     tile = job_tiles.eta_tile(run, samples.NOW)
-    assert (tile["label"], tile["value"], tile["context"]) == (label, "13:35:20", "ran 2 m since submit")
+    assert (tile["label"], tile["value"], tile["context"]) == (label, "13:35:20", "ran 2 m 00 s since submit")
 
 
 def test_a_large_run_shows_its_rate_a_gpu() -> None:

@@ -166,7 +166,11 @@ def test_a_layers_bias_is_compared_with_the_median_and_nothing_is_guessed() -> N
     rows[3] |= {"bias_spread": 0.6, "same_direction": 0.95, "sign_flips": 0.7}
     facts = experts_controller.facts_of({"controller": rows})
     text = experts_controller.sentence(facts, 3)
-    assert "<b>6.0 times</b> the median layer" in text and "95 %" in text and "it swings" in text
+    assert "<b>6.0 times</b> the median layer" in text and "95 %" in text
+    assert "70 % went the other way than the one before." in text and "swings" not in text, (
+        "the alarm names it, or none"
+    )
+    assert "<b>It swings</b>" in experts_controller.sentence(facts, 0, swings=True)
     assert "about as far as" in experts_controller.sentence(facts, 0)
     assert experts_controller.facts_of({}) == {}
     assert "after a window of 64 steps" in experts_controller.sentence({}, 3)
@@ -177,7 +181,13 @@ def test_a_layers_bias_is_compared_with_the_median_and_nothing_is_guessed() -> N
     [
         ({"kind": "sign", "sign_gain": 0.001, "sign_r2": 0.97}, "u = 0.001, R² 0.97; the sign is correct."),
         ({"kind": "pid", "ki": 0.0048, "r2": 0.941}, "summed error, with Ki = 0.0048, R² 0.94."),
-        ({"kind": "pid", "inverted": True, "sign_gain": -0.02, "sign_r2": 0.8}, "<b>Its sign is inverted</b>"),
+        (
+            {"kind": "pid", "inverted_by": "sign_gain", "sign_gain": -0.02, "sign_r2": 0.8},
+            "error (u = −0.02, R² 0.80).",
+        ),
+        ({"kind": "pid", "inverted_by": "ki", "ki": -3, "r2": 1, "sign_gain": -0.01}, "error (Ki = −3, R² 1.00)."),
+        ({"kind": "pid", "inverted_by": None, "ki": -3, "r2": 1}, "below zero, which no alarm calls inverted here."),
+        ({"kind": "sign", "sign_gain": -0.01, "sign_r2": 0.9}, "below zero, which no alarm calls inverted here."),
         ({"kind": "unknown", "r2": 0.1}, "No simple controller explains half of its movement."),
         ({"kind": "sign"}, "gain not known"),
         ({}, ""),
@@ -187,6 +197,7 @@ def test_the_controller_that_explains_a_layers_bias_is_named(row: dict[str, Any]
     summary = {"controller": [{"layer": 0, "kind": "sign"}, {"layer": 1, **row}]}
     assert told in experts_controller.identified(summary, 1)
     assert experts_controller.identified(summary, 7) == ""
+    assert experts_controller.identified({"controller": [{"layer": 0, "kind": "unknown", "r2": None}]}, 0) == ""
 
 
 @pytest.mark.parametrize("level", ["ok", "warn", "warning", "fault", "critical", "nodata", "off", None, "<b>", 3])

@@ -6,6 +6,7 @@ import pytest
 import streamlit as st
 from fake_api import World, serving
 
+from controlplane.settings import Settings
 from dashboards import data
 
 
@@ -79,6 +80,13 @@ def test_a_refusal_is_words_and_is_not_kept(world: World) -> None:
     assert data.reason(refused.value) == "It does not work today."
     world.broken.clear()
     assert data.get("nodes")["nodes"]
+
+
+def test_without_a_word_the_api_is_where_the_server_is_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(data.API_VARIABLE, raising=False)
+    assert data.api_url() == f"http://127.0.0.1:{Settings().port}"
+    monkeypatch.setenv(data.API_VARIABLE, "https://trimtab.example/")
+    assert data.api_url() == "https://trimtab.example"
 
 
 def test_the_problems_of_a_body_are_told_with_their_paths() -> None:

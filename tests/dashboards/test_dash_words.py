@@ -1,32 +1,74 @@
 """The words of the pages: units, rounding and what unknown looks like."""
 
-import pytest
+import base64
+import json
+import subprocess
+from pathlib import Path
 
+import pytest
+from playwright._impl._driver import compute_driver_executable
+
+from controlplane.cli.output import length
+from controlplane.services.durations import duration
 from dashboards import words
 
 NOON = 1_789_997_600.0  # 2026-09-21 13:33:20 UTC, a Monday
+PAINT = Path(words.__file__).parent / "components" / "canvas" / "paint.js"
+
+# Every writer of durations says these so: the server's sentences, the command line, the pages, the canvases.
+DURATIONS: list[tuple[float, str]] = [
+    (0.0, "0.0 s"),
+    (0.04, "0.0 s"),
+    (2.2, "2.2 s"),
+    (9.94, "9.9 s"),
+    (9.97, "10 s"),
+    (41.0, "41 s"),
+    (59.4, "59 s"),
+    (59.7, "1 m 00 s"),
+    (65.0, "1 m 05 s"),
+    (172.0, "2 m 52 s"),
+    (3599.4, "59 m 59 s"),
+    (3599.8, "1 h 00 m"),
+    (4920.0, "1 h 22 m"),
+    (7200.0, "2 h 00 m"),
+    (11_100.0, "3 h 05 m"),
+    (86_399.4, "23 h 59 m"),
+    (86_399.8, "1 d 0 h"),
+    (100_000.0, "1 d 3 h"),
+    (200_000.0, "2 d 7 h"),
+]
+
+
+def on_a_canvas(seconds: list[float]) -> list[str]:
+    """What paint.js makes of them, run by the node that Playwright brings."""
+    source = base64.b64encode(PAINT.read_bytes()).decode()
+    program = (
+        f'import {{ duration }} from "data:text/javascript;base64,{source}"\n'
+        f"console.log(JSON.stringify({json.dumps(seconds)}.map(duration)))"
+    )
+    node = compute_driver_executable()[0]
+    done = subprocess.run([node, "--input-type=module", "-"], input=program, capture_output=True, text=True, check=True)
+    told: list[str] = json.loads(done.stdout)
+    return told
+
+
+def test_every_writer_of_durations_says_the_same() -> None:
+    seconds, told = [list(part) for part in zip(*DURATIONS, strict=True)]
+    for writer in (duration, length, words.duration):
+        assert [writer(one) for one in seconds] == told, writer.__module__
+    assert on_a_canvas(seconds) == told
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(-5.0, "−5.0 s"), (None, "–"), (float("nan"), "–"), (float("inf"), "–")])
+def test_a_duration_that_is_none_is_a_dash(seconds: float | None, text: str) -> None:
+    assert words.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "0.0 s"),
-        (2.2, "2.2 s"),
-        (9.97, "10 s"),
-        (41.0, "41 s"),
-        (59.7, "1 m"),
-        (172.0, "2 m 52 s"),
-        (3599.8, "1 h"),
-        (4920.0, "1 h 22 m"),
-        (200_000.0, "2 d 8 h"),
-        (-5.0, "−5.0 s"),
-        (None, "–"),
-        (float("nan"), "–"),
-        (float("inf"), "–"),
-    ],
+    ("seconds", "text"), [(900.0, "15 m"), (7200.0, "2 h"), (86_400.0, "1 d"), (100.0, "1 m 40 s")]
 )
-def test_durations_have_their_two_largest_units(seconds: float | None, text: str) -> None:
-    assert words.duration(seconds) == text
+def test_a_round_span_has_no_zeros(seconds: float, text: str) -> None:
+    assert words.span(seconds) == text
 
 
 @pytest.mark.parametrize(

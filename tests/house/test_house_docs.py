@@ -29,6 +29,20 @@ def test_a_reference_page_is_what_the_code_says(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == reference.page(name), "run `make docs`"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_every_row_of_a_table_is_whole(path: Path) -> None:
+    """As many cells as its head, and closed on its own line."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    cut, columns = [], 0
+    for line in map(str.rstrip, text.splitlines()):
+        is_row = line.startswith("|")
+        cells = len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line)))
+        columns = (columns or cells) if is_row else 0
+        if (is_row and (cells != columns or not line.endswith("|"))) or (not is_row and line.endswith(" |")):
+            cut.append(line)
+    assert cut == []
+
+
 def test_the_readme_lists_every_file() -> None:
     assert filelist.listing() in (ROOT / "README.md").read_text(), "run `make docs`"
 
@@ -51,6 +65,15 @@ def test_every_json_of_the_documentation_is_json() -> None:
     assert len(found) > 10
     for block in found:
         json.loads(block)
+
+
+def test_nobody_is_told_to_install_what_no_index_has() -> None:
+    """Trimtab is installed from a checkout or a wheel: README, Install."""
+    rooms = ("agents", "jobs", "controlplane", "dashboards", "deploy", "docs", "tools")
+    told = [path for room in rooms for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".md", ".service")]
+    assert len(told) > 400
+    named = re.compile(r"(pip install|\bInstall) ['\"]?trimtab\b")
+    assert [path.name for path in (*ROOT.glob("*.md"), *told) if named.search(path.read_text())] == []
 
 
 def test_no_page_of_the_documentation_waits_for_its_words() -> None:

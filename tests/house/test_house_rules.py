@@ -106,6 +106,7 @@ def test_no_room_has_a_name_that_says_nothing() -> None:
         ("agents.node.main", ()),
         ("jobs.contract", ()),
         ("jobs.launch", ()),
+        ("jobs.termination", ()),
         ("jobs.spec", ("pydantic", "yaml")),
         ("jobs.lifecycle", ("pydantic", "yaml")),
     ],

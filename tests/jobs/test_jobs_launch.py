@@ -15,6 +15,7 @@ import pytest
 
 from jobs.contract import Exit, ExitRecord
 from jobs.launch import classify
+from jobs.termination import Termination, parse_termination, read_termination, short_form, write_termination
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = "[pair.cc:534] Connection closed by peer [10.0.0.7]:27405"
@@ -272,3 +273,27 @@ def test_a_launcher_without_a_command_says_how_it_is_used() -> None:
     done = subprocess.run([sys.executable, "-m", "jobs.launch"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == Exit.CONFIG
     assert "a command is needed" in done.stderr
+
+
+def test_a_record_is_read_back_by_whoever_started_the_launcher(tmp_path: Path) -> None:
+    ended = Termination(76, "numerics", "NumericsError: loss nan", "loss nan", 3, 12.5)
+    assert read_termination(tmp_path) is None
+    write_termination(tmp_path, ended)
+    assert read_termination(tmp_path) == ended.to_dict()
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "😀", "\\"])
+def test_what_a_pods_status_keeps_is_the_whole_record_with_as_much_of_the_message_as_fits(letter: str) -> None:
+    text = short_form(Termination(1, "error", 1000 * letter, 9000 * letter, 2, 1.0))
+    found = parse_termination(text)
+    assert len(text.encode()) <= 4096 and found is not None and found["first_rank"] == 2
+    assert set(str(found["message"])) == {letter} and len(str(found["message"])) > 90
+
+
+@pytest.mark.parametrize("body", ["", "[]", "null", '{"class": "error"}', "\udcff", "[" * 4096])
+def test_a_record_that_cannot_be_understood_is_none(body: str) -> None:
+    assert parse_termination(body) is None
+    whole = Termination(1, "error", "", "", None, 1.0).to_dict()
+    broken = [{**whole, name: None} for name in ("code", "class", "fingerprint", "message", "at_s")]
+    for each in (*broken, {**whole, "code": True}, {**whole, "first_rank": "0"}):
+        assert parse_termination(json.dumps(each)) is None

@@ -12,6 +12,7 @@ from controlplane.backends.base import AttemptPlan, BackendUnavailable, Observat
 from controlplane.backends.kube import takedown
 from controlplane.backends.kube.api import Json, KubeApi
 from controlplane.backends.kube.backend import KubeBackend
+from controlplane.backends.kube.pods import member_of
 from tests.kube.conftest import NAMESPACE, World, until
 
 _numbers = itertools.count(1)
@@ -145,6 +146,13 @@ def test_a_gang_fails_with_its_first_pod_and_keeps_its_last_words(
     member = next(member for member in found.members if member.index == 0)
     assert (member.exit_code, (member.termination or {})["fingerprint"]) == (1, "boom")
     assert len(world.pods(plan.name)) <= 2, "nothing was started again"
+
+
+def test_last_words_that_nobody_can_understand_are_none() -> None:
+    for message in ("", "Killed", '{"code": 1}', "[" * 4096):
+        ended = {"state": {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}}
+        pod = {"metadata": {"name": "case-0"}, "status": {"phase": "Failed", "containerStatuses": [ended]}}
+        assert (member_of(pod).exit_code, member_of(pod).termination) == (1, None)
 
 
 def test_a_pod_that_ran_out_of_memory_says_so_although_its_launcher_could_not(

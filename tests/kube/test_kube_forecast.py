@@ -113,7 +113,9 @@ def test_nodes_that_are_short_are_counted_by_reason(world: World, api: Api, back
         ):
             assert words in sentence
         assert found["cluster"]["capacity"]["free_gpus"] == 13 * 8
-        assert said(validate(api, 17), "nodes") == ("error", "17 nodes are asked for, 16 exist")
+        more = validate(api, 17)
+        assert said(more, "nodes") == ("warn", "17 nodes are asked for, 16 exist")
+        assert more["sentence"].startswith("17 nodes would wait for 3 more to be free and for 1 more node to join")
     finally:
         world.admin.patch("/api/v1/nodes/node-000", {"spec": {"unschedulable": None}}, kind="merge")
         world.admin.patch("/api/v1/nodes/node-001", {"spec": {"taints": None}}, kind="merge")
@@ -244,6 +246,7 @@ def test_a_dry_run_on_the_server_shows_all_and_its_code_says_it(
     assert "capacity: 16 nodes with 128 GPUs in the cluster, 16 with 128 can be used now" in table.stdout
     assert "kind: Job" in table.stdout and "kind: Service" in table.stdout
     plain = trimtab("job", "submit", str(file), "--dry-run", **ways)
+    assert plain.returncode == code, plain.stderr
     assert "kind: Job" not in plain.stdout and ("would refuse" in plain.stdout) is (code == 1)
     found = json.loads(trimtab("job", "submit", str(file), "--dry-run=server", "-o", "json", **ways).stdout)
     assert found["cluster"]["backend"] == "kube" and bool(found["cluster"]["refusals"]) is (code == 1)

@@ -1,6 +1,6 @@
 """Which pod has which device, by the kubelet's own word: its pod-resources service on a local socket.
 
-Needs grpcio and protobuf (`trimtab[pods]`), imported when there is a socket to ask. Asked in a thread of its own: a
+Needs grpcio and protobuf (the extra `pods`), imported when there is a socket to ask. Asked in a thread of its own: a
 kubelet that is busy, or gone, keeps no sample waiting, and what it said last stays true until it says something else.
 """
 
@@ -93,6 +93,7 @@ class PodResources:
         try:
             self._known, self.blind = self._question(self._socket), ""
         except ImportError:
-            self.blind = "the kubelet cannot be asked which pod has a GPU: pip install 'trimtab[pods]'"
+            cure = "pip install '.[pods]' in a checkout of Trimtab"
+            self.blind = f"the kubelet cannot be asked which pod has a GPU: {cure}"
         except Exception as error:  # grpc's errors; whatever it is, the next question comes in ten seconds
             self.blind = f"the kubelet does not say which pod has a GPU: {type(error).__name__}"

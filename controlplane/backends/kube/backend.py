@@ -104,16 +104,7 @@ class KubeBackend:
         try:
             return self._api.create(self._jobs_path, manifests.job(plan, self.options)), False
         except AlreadyExists:
-            found = self._api.get(f"{self._jobs_path}/{plan.name}")
-        marks = found["metadata"].get("labels") or {}
-        written = (found["metadata"].get("annotations") or {}).get(manifests.SPEC)
-        if (marks.get(manifests.RUN), marks.get(manifests.ATTEMPT), written) != (
-            plan.run_uid,
-            str(plan.attempt_no),
-            plan.spec_hash,
-        ):
-            raise SubmitConflict(f"a Job {plan.name} exists in {self.options.namespace} and is not this attempt")
-        return found, True
+            return manifests.adopted(self._api.get(f"{self._jobs_path}/{plan.name}"), plan), True
 
     def _check_service(self, plan: AttemptPlan, job_uid: str) -> None:
         found = self._api.get(f"{self._services_path}/{plan.name}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.backends.base import AttemptPlan
+from controlplane.backends.base import AttemptPlan, SubmitConflict
 from controlplane.backends.kube.options import GPU_RESOURCE, PREFIX, KubeOptions
 
 Json = dict[str, Any]
@@ -34,6 +34,16 @@ def labels(plan: AttemptPlan) -> dict[str, str]:
         ATTEMPT: str(plan.attempt_no),
         NAME: plan.name,
     }
+
+
+def adopted(found: Json, plan: AttemptPlan) -> Json:
+    """The object that bears the attempt's name, if its marks are the attempt's own; SubmitConflict if not."""
+    head = found["metadata"]
+    marks, notes = head.get("labels") or {}, head.get("annotations") or {}
+    if (marks.get(RUN), marks.get(ATTEMPT), notes.get(SPEC)) != (plan.run_uid, str(plan.attempt_no), plan.spec_hash):
+        where = f"{plan.name} exists in {head.get('namespace')}"
+        raise SubmitConflict(f"a {found.get('kind')} {where} and is not this attempt")
+    return found
 
 
 def selector(name: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from controlplane.backends.base import Member
 from controlplane.backends.kube import manifests
+from jobs.termination import parse_termination
 
 Json = dict[str, Any]
 
@@ -49,11 +49,7 @@ def _terminated(status: Json) -> Iterable[Json]:
 
 def _said(ended: Json | None) -> dict[str, object] | None:
     """The launcher's record out of the termination message; None when it left none."""
-    try:
-        found = json.loads(str((ended or {}).get("message") or ""))
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("code"), int) else None
+    return parse_termination(str((ended or {}).get("message") or ""))
 
 
 def _why(pod: Json) -> str:

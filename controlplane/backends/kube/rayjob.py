@@ -109,16 +109,7 @@ class RayJobBackend:
         except NotFound as error:
             raise SubmitConflict(f"{NO_KUBERAY}: {error.message}") from error
         except AlreadyExists:
-            found = self._api.get(f"{self._path}/{plan.name}")
-        marks = found["metadata"].get("labels") or {}
-        written = (found["metadata"].get("annotations") or {}).get(manifests.SPEC)
-        if (marks.get(manifests.RUN), marks.get(manifests.ATTEMPT), written) != (
-            plan.run_uid,
-            str(plan.attempt_no),
-            plan.spec_hash,
-        ):
-            raise SubmitConflict(f"a RayJob {plan.name} exists in {self.options.namespace} and is not this attempt")
-        return found, True
+            return manifests.adopted(self._api.get(f"{self._path}/{plan.name}"), plan), True
 
     def _let_go(self, plan: AttemptPlan, found: Json) -> None:
         """Unsuspends the very RayJob that was made or adopted, once: one that was let go before others suspended."""

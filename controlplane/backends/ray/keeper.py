@@ -25,7 +25,7 @@ from typing import IO, Any
 import psutil
 
 from controlplane.backends.ray.words import ENDED
-from jobs.contract import is_finite, is_text, is_whole
+from jobs.termination import TERMINATION, read_termination
 
 Json = dict[str, Any]
 STARTED = "started"
@@ -67,27 +67,13 @@ def _wait_for_nobody() -> None:
             return
 
 
-def read_termination(beats: Path) -> Json | None:
-    """What the launcher wrote at its end; None when it wrote nothing, or nothing that can be understood."""
-    try:
-        found = json.loads((beats / "termination.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not is_whole(found.get("code")) or not is_finite(found.get("at_s")):
-        return None
-    if not all(is_text(found.get(name)) for name in ("class", "fingerprint", "message")):
-        return None
-    rank = found.get("first_rank")
-    return found if rank is None or is_whole(rank) else None
-
-
 def keep(request: Json, words: IO[str]) -> Json:
     """Runs a member to its end: {code, termination, reason}. `request`: command, environment, beats, log."""
     beats = Path(request["beats"])
     with Path(request["log"]).open("ab") as log:
         try:
             beats.mkdir(parents=True, exist_ok=True)
-            (beats / "termination.json").unlink(missing_ok=True)
+            (beats / TERMINATION).unlink(missing_ok=True)
             launcher = subprocess.Popen(
                 [sys.executable, "-m", "jobs.launch", "--", *request["command"]],
                 stdin=subprocess.DEVNULL,

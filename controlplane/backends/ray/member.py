@@ -19,8 +19,9 @@ import ray
 import ray.util
 
 from controlplane.backends import processes
-from controlplane.backends.ray.keeper import STARTED, read_termination
+from controlplane.backends.ray.keeper import STARTED
 from controlplane.backends.ray.words import ENDED, RUNTIME, log_name, read_end
+from jobs.termination import read_termination
 
 Json = dict[str, Any]
 KILLED = 137

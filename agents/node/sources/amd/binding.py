@@ -63,7 +63,8 @@ def _import(folders: Sequence[Path]) -> Any:
             return importlib.import_module("amdsmi")
     except ModuleNotFoundError as error:
         raise SourceError(
-            "the amdsmi package is not installed: pip install 'trimtab[gpu]', or install ROCm's amd-smi-lib"
+            "the amdsmi package is not installed: pip install '.[gpu]' in a checkout of Trimtab, or install ROCm's "
+            "amd-smi-lib"
         ) from error
     except (KeyError, OSError, AttributeError) as error:
         raise SourceError(
