@@ -131,7 +131,7 @@ def settings() -> Iterator[str]:
     default = Settings()
     for name, words in HELP.items():
         yield f"## {name}\n"
-        yield f"{words[0].upper()}{words[1:]}. Default `{getattr(default, name)}`.\n"
+        yield f"{words[0].upper()}{words[1:]}. Default {_value(getattr(default, name))}.\n"
         yield f"`--{name.replace('_', '-')}` · `{PREFIX}{name.upper()}` · `{name} = …`\n"
 
 
@@ -140,15 +140,39 @@ def cli() -> Iterator[str]:
     yield CLI
     yield "Exit codes: " + ", ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in EXIT) + ".\n"
     root = typer.main.get_command(app)
-    for path, command in sorted(_commands(root, "trimtab")):
+    for path, command in sorted(_commands(root, "trimtab"), key=lambda one: one[0]):
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        options = [one for one in command.params if one not in arguments and not one.hidden and one.name != "help"]
         yield f"## {path}\n"
-        yield f"{command}\n"
+        yield f"{(command.help or '').strip()}\n"
+        wanted = [f"{one.opts[-1]} …" for one in options if one.required]
+        given = [one.name.upper() if one.required else f"[{one.name.upper()}]" for one in arguments]
+        yield f"`{' '.join([path, *given, *wanted])}`\n"
+        rows = [(one.name.upper(), one) for one in arguments] + [(_flag(one), one) for one in options]
+        yield from (f"- `{name}` {' '.join((one.help or '').split())}{_default(one)}" for name, one in rows)
+        yield ""
 
 
-def _commands(command: object, path: str) -> Iterator[tuple[str, str]]:
+def _flag(option: Any) -> str:
+    """An option's spellings: -o, --output; --dashboard / --no-dashboard."""
+    return " / ".join(filter(None, (", ".join(option.opts), ", ".join(option.secondary_opts))))
+
+
+def _default(option: Any) -> str:
+    """What an option is if it is not given, where that is a value."""
+    value = getattr(option.default, "value", option.default)
+    plain = value is None or value is False or value == "" or callable(value)
+    return "" if plain or option.required else f" (default {value})"
+
+
+def _value(value: object) -> str:
+    return "empty" if value == "" else f"`{value}`"
+
+
+def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     children = getattr(command, "commands", None)
     if children is None:
-        yield path, str(getattr(command, "help", "") or "").strip()
+        yield path, command
         return
     for name, child in children.items():
         yield from _commands(child, f"{path} {name}")

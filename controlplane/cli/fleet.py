@@ -95,7 +95,7 @@ def give_back(
 
 
 def drill(
-    kind: Annotated[str, typer.Argument(help="hbm-uncorrectable, gpu-lost, nic-down, clear …")],
+    kind: Annotated[str, typer.Argument(help=", ".join((*drills.DRILLS, "or clear, the repair of all")))],
     node: Annotated[str, typer.Option(help="a simulated node")],
     gpu: Annotated[int, typer.Option(help="the GPU, or the NIC of that number; a host has but one")] = 0,
 ) -> None:

@@ -69,12 +69,14 @@ def _flags() -> list[inspect.Parameter]:
     """An option of `serve` for each setting, so that none is forgotten."""
     kinds: dict[object, type] = {"bool": bool, "int": int, "float": float, "Path": Path, "str": str}
     kind = {setting.name: kinds.get(setting.type, str) for setting in fields(Settings)}
+    default = {name: getattr(Settings(), name) for name in HELP}
+    told = {name: "" if value == "" else f" (default {value})" for name, value in default.items()}
     return [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[Optional[kind[name]], typer.Option(help=words)],  # noqa: UP045 the kind is a value
+            annotation=Annotated[Optional[kind[name]], typer.Option(help=words + told[name])],  # noqa: UP045 the kind is a value
         )
         for name, words in HELP.items()
     ]

@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -84,8 +84,8 @@ def resolve(number: Number, reason: Annotated[str, typer.Option(help="why it is 
 
 @tokens.command("create")
 def create_token(
-    kind: Annotated[str, typer.Option(help="personal, agent or link")] = "personal",
-    role: Annotated[str | None, typer.Option(help="viewer, operator or admin")] = None,
+    kind: Annotated[Literal["personal", "agent", "link"], typer.Option(help="whose it is")] = "personal",
+    role: Annotated[Literal["viewer", "operator", "admin"] | None, typer.Option(help="what it may do")] = None,
     node: Annotated[str | None, typer.Option(help="the node of an agent's token")] = None,
     days: Annotated[float, typer.Option(help="its life")] = 30,
 ) -> None:

@@ -22,6 +22,16 @@ from controlplane.settings import Settings
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_without_the_extra_that_it_needs_the_command_says_so() -> None:
+    """-S and -E: no installed package is found, as where only the agent was installed."""
+    lacks = [sys.executable, "-S", "-E", "-c", "from controlplane.cli.entry import main; main()"]
+    done = subprocess.run(lacks, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr.endswith("trimtab needs the extra `server`: README, Install.\n") and "Traceback" not in done.stderr
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
