@@ -16,7 +16,8 @@ Row = Mapping[str, Any]
 
 LEGEND = (
     '<div class="tt-legend"><span><i class="tt-gate tt-off"></i>gate</span>'
-    '<span><i class="tt-gate tt-ok">✓</i>passed</span><span><i class="tt-gate tt-warn">!</i>asks a person, or one overruled it</span>'
+    '<span><i class="tt-gate tt-ok">✓</i>passed</span>'
+    '<span><i class="tt-gate tt-warn">!</i>asks a person, or one overruled it</span>'
     '<span><i class="tt-gate tt-fault">×</i>refuses</span></div>'
 )
 DONE = {"succeeded": "tt-ok", "failed": "tt-fault", "needs_human": "tt-warn", "cancelled": "tt-off"}
