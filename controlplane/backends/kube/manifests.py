@@ -141,6 +141,12 @@ def pod(plan: AttemptPlan, options: KubeOptions) -> Json:
     return found
 
 
+def launcher(plan: AttemptPlan) -> list[str]:
+    """The words that a container starts: the launcher around the attempt's command, with the image's own Python."""
+    command = ["python" if word == "{python}" else word for word in plan.command]
+    return ["python", "-m", "jobs.launch", "--", *command]
+
+
 def _container(plan: AttemptPlan, options: KubeOptions) -> Json:
     resources: Json = {}
     if plan.gpus_per_node:
@@ -149,11 +155,10 @@ def _container(plan: AttemptPlan, options: KubeOptions) -> Json:
         resources["cpu"] = options.cpu
     if options.memory:
         resources["memory"] = options.memory
-    command = ["python" if word == "{python}" else word for word in plan.command]
     return {
         "name": CONTAINER,
         "image": plan.placing.get("image") or options.image,
-        "command": ["python", "-m", "jobs.launch", "--", *command],
+        "command": launcher(plan),
         "env": _environment(plan, options),
         "resources": {"limits": resources, "requests": resources},
         "terminationMessagePath": "/dev/termination-log",

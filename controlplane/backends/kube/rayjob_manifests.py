@@ -122,8 +122,7 @@ def entrypoint(plan: AttemptPlan) -> str:
     The operator puts it into a container's arguments, where Kubernetes takes $$ for a dollar sign and $(…) for a
     variable.
     """
-    command = ["python" if word == "{python}" else word for word in plan.command]
-    return shlex.join(["python", "-m", "jobs.launch", "--", *command]).replace("$", "$$")
+    return shlex.join(manifests.launcher(plan)).replace("$", "$$")
 
 
 def _node(plan: AttemptPlan, options: KubeOptions, part: str) -> Json:
